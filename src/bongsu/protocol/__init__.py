@@ -1,0 +1,1 @@
+"""What the wire fixes, as plain objects: no socket, no clock, no event loop."""
