@@ -1,0 +1,74 @@
+"""Fixtures for everybody: real Redis, real PostgreSQL, and the shipped `bongsu serve`."""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from uuid import uuid4
+
+import pytest
+
+from tests.servers import PostgresServer, RedisServer, RunningServer
+
+
+@pytest.fixture
+def redis_server(tmp_path: Path) -> Iterator[RedisServer]:
+    """A redis-server of this test's own: `.url`, `.kill()` (kill -9), `.start()` again, same port, empty."""
+    server = RedisServer(tmp_path / "redis")
+    server.start()
+    try:
+        yield server
+    finally:
+        server.stop()
+
+
+@pytest.fixture(scope="session")
+def postgres_server() -> Iterator[PostgresServer]:
+    """One PostgreSQL for the whole run, outside pytest's directories: when we are root only root enters those."""
+    home = Path(tempfile.mkdtemp(prefix="bongsu-postgres-"))
+    server: PostgresServer | None = None
+    try:
+        server = PostgresServer(home, password_file=home / "password", volatile=True)
+        server.start()
+        yield server
+    finally:
+        if server is not None:
+            server.stop()
+        shutil.rmtree(home)
+
+
+@pytest.fixture
+def postgres_url(postgres_server: PostgresServer) -> Iterator[str]:
+    """SQLAlchemy URL (`postgresql+asyncpg://…`) of an empty database, dropped after the test."""
+    name = f"test_{uuid4().hex[:12]}"
+    postgres_server.create_database(name)
+    try:
+        yield postgres_server.url(name)
+    finally:
+        postgres_server.drop_database(name)
+
+
+@pytest.fixture
+def bongsu_server(tmp_path: Path) -> Iterator[Callable[..., RunningServer]]:
+    """Starts `bongsu serve` as often as called, each in its own directory; stops them all after the test.
+
+    `bongsu_server(BONGSU_BROKER_URL=redis_server.url)`: keywords are environment variables, over a memory
+    broker, SQLite and local files. `dev=False` leaves `--dev` out.
+    """
+    servers: list[RunningServer] = []
+
+    def start(*, dev: bool = True, **env: str) -> RunningServer:
+        directory = tmp_path / f"serve-{len(servers) + 1}"
+        directory.mkdir()
+        server = RunningServer(directory, env, dev=dev)
+        servers.append(server)
+        server.start()
+        return server
+
+    try:
+        yield start
+    finally:
+        for server in servers:
+            server.stop()

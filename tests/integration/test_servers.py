@@ -1,0 +1,51 @@
+"""The servers that all other tests stand on do what their fixtures promise."""
+
+from __future__ import annotations
+
+import asyncpg
+import pytest
+import redis.asyncio
+from tests.servers import PostgresServer, RedisServer
+
+
+def _dsn(url: str) -> str:
+    return url.replace("+asyncpg", "")
+
+
+async def test_redis_comes_back_empty_on_the_same_port_after_a_kill(redis_server: RedisServer) -> None:
+    url = redis_server.url
+    async with redis.asyncio.from_url(url) as client:
+        await client.set("beacon", "lit")
+    redis_server.kill()
+    async with redis.asyncio.from_url(url) as client:
+        with pytest.raises(redis.exceptions.ConnectionError):
+            await client.ping()
+    redis_server.start()
+    assert redis_server.url == url
+    async with redis.asyncio.from_url(url) as client:
+        assert await client.get("beacon") is None
+
+
+async def test_each_test_gets_an_empty_database(postgres_url: str) -> None:
+    connection = await asyncpg.connect(_dsn(postgres_url))
+    try:
+        assert await connection.fetchval("select count(*) from pg_tables where schemaname = 'public'") == 0
+    finally:
+        await connection.close()
+
+
+async def test_postgres_keeps_committed_rows_over_a_kill_with_a_session_open(
+    postgres_server: PostgresServer, postgres_url: str
+) -> None:
+    connection = await asyncpg.connect(_dsn(postgres_url))
+    await connection.execute(
+        "create table beacon (hill text); insert into beacon values ('Namsan'); checkpoint"
+    )
+    postgres_server.kill()
+    postgres_server.start()
+    connection.terminate()
+    connection = await asyncpg.connect(_dsn(postgres_url))
+    try:
+        assert await connection.fetchval("select hill from beacon") == "Namsan"
+    finally:
+        await connection.close()
