@@ -1,0 +1,25 @@
+"""Environment and `bongsu.toml` -> one frozen `Settings`. Only app, server and cli read it.
+
+Every setting is described in docs/settings.md.
+"""
+
+from __future__ import annotations
+
+from bongsu.settings.model import Channels, Log, Plain, Settings, Shutdown
+from bongsu.settings.names import Setting, known_settings
+from bongsu.settings.reader import SettingsError, load, load_explained
+from bongsu.settings.values import without_password
+
+__all__ = [
+    "Channels",
+    "Log",
+    "Plain",
+    "Setting",
+    "Settings",
+    "SettingsError",
+    "Shutdown",
+    "known_settings",
+    "load",
+    "load_explained",
+    "without_password",
+]
