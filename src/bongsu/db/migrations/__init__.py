@@ -1,0 +1,1 @@
+"""Alembic's script directory, run by `bongsu.db.migrate`."""

@@ -1,0 +1,115 @@
+"""The tables. A change here comes with a migration; a test compares the two on both databases."""
+
+from __future__ import annotations
+
+import secrets
+import time
+from datetime import datetime
+from typing import ClassVar, Literal
+
+from sqlalchemy import BigInteger, ForeignKey, Index, MetaData, String, Text, UniqueConstraint
+from sqlmodel import Field, SQLModel
+
+from bongsu.db.columns import UTCDateTime
+
+__all__ = ["Job", "JobState", "Table", "Upload", "UploadLog", "UploadState", "new_id"]
+
+UploadState = Literal["receiving", "received", "processing", "stored", "failed", "expired"]
+JobState = Literal["queued", "running", "done", "dead"]
+
+
+def new_id() -> str:
+    """A fresh id, 32 hex digits in the layout of UUID version 7 (RFC 9562 §5.7).
+
+    Sorts by the millisecond of its making (this machine's clock, so only roughly between replicas) and
+    holds 74 random bits: nobody can guess somebody else's upload.
+    """
+    milliseconds = time.time_ns() // 1_000_000
+    value = (milliseconds & (1 << 48) - 1) << 80 | 0x7 << 76 | secrets.randbits(12) << 64
+    value |= 0b10 << 62 | secrets.randbits(62)
+    return f"{value:032x}"
+
+
+class Table(SQLModel):
+    """Base of our tables. Its own metadata: an application that embeds us has SQLModel tables too."""
+
+    metadata: ClassVar[MetaData] = MetaData(
+        naming_convention={
+            "ix": "ix_%(table_name)s_%(column_0_N_name)s",
+            "uq": "uq_%(table_name)s_%(column_0_N_name)s",
+            "fk": "fk_%(table_name)s_%(column_0_name)s",
+            "pk": "pk_%(table_name)s",
+        }
+    )
+
+
+class Upload(Table, table=True):
+    """One file on its way in, and then in the store. This row is the truth; bytes without it are rubbish.
+
+    `epoch` is the fence of whoever receives: a writer owns the upload while the row still has its epoch.
+    """
+
+    __tablename__ = "upload"
+    __table_args__ = (Index(None, "created_at", "id"), Index(None, "state", "touched_at"))
+
+    id: str = Field(primary_key=True, sa_type=String(32))
+    filename: str = Field(sa_type=String(255), description="For display only; never part of a storage key")
+    content_type: str = Field(sa_type=String(127), description="As the client declared it")
+    state: str = Field(sa_type=String(16), description="An UploadState")
+    epoch: int = Field(default=1)
+    size: int = Field(default=0, sa_type=BigInteger, description="Bytes; final once received")
+    sha256: str | None = Field(default=None, sa_type=String(64), description="Hex; known once stored")
+    storage_key: str | None = Field(default=None, sa_type=String(255), description="Where the winner put it")
+    owner: str = Field(default="", sa_type=String(255), description='User id; "" when anonymous')
+    received_by: str = Field(sa_type=String(255), description="Replica that received the bytes")
+    finished_by: str | None = Field(default=None, sa_type=String(255), description="Replica that stored them")
+    error: str | None = Field(default=None, sa_type=Text, description="Why it failed, for the caller")
+    created_at: datetime = Field(sa_type=UTCDateTime)
+    touched_at: datetime = Field(sa_type=UTCDateTime, description="Last sign of life while receiving")
+    received_at: datetime | None = Field(default=None, sa_type=UTCDateTime)
+    stored_at: datetime | None = Field(default=None, sa_type=UTCDateTime)
+
+
+class Job(Table, table=True):
+    """A piece of work that must be done, whatever dies. Unique per upload and kind.
+
+    `attempts` counts claims and is the fence: a worker owns the job while the row still has its attempt.
+    `failures` and `expiries` bound it, counted apart: that a replica was killed is not the job's fault.
+    """
+
+    __tablename__ = "job"
+    __table_args__ = (UniqueConstraint("upload_id", "kind"), Index(None, "state", "run_after"))
+
+    id: str = Field(primary_key=True, sa_type=String(32))
+    upload_id: str = Field(sa_type=String(32), sa_column_args=(ForeignKey("upload.id", ondelete="CASCADE"),))
+    kind: str = Field(sa_type=String(32))
+    state: str = Field(sa_type=String(16), description="A JobState")
+    attempts: int = Field(default=0)
+    failures: int = Field(default=0)
+    expiries: int = Field(default=0)
+    lease_owner: str | None = Field(default=None, sa_type=String(255))
+    lease_until: datetime | None = Field(default=None, sa_type=UTCDateTime)
+    run_after: datetime = Field(sa_type=UTCDateTime)
+    last_error: str | None = Field(default=None, sa_type=Text, description="For the operator")
+    created_at: datetime = Field(sa_type=UTCDateTime)
+
+
+class UploadLog(Table, table=True):
+    """What was stored: one row per stored upload, exactly (the key is the job's id); outlives the upload."""
+
+    __tablename__ = "upload_log"
+    __table_args__ = (UniqueConstraint("upload_id"),)
+
+    job_id: str = Field(primary_key=True, sa_type=String(32))
+    upload_id: str = Field(sa_type=String(32))
+    filename: str = Field(sa_type=String(255))
+    size: int = Field(sa_type=BigInteger)
+    sha256: str = Field(sa_type=String(64))
+    owner: str = Field(sa_type=String(255))
+    received_by: str = Field(sa_type=String(255))
+    finished_by: str = Field(sa_type=String(255))
+    created_at: datetime = Field(sa_type=UTCDateTime)
+    received_at: datetime = Field(sa_type=UTCDateTime)
+    stored_at: datetime = Field(sa_type=UTCDateTime)
+    duration: float = Field(description="Seconds from the first byte to stored")
+    attempts: int = Field(description="Claims of the job that it took")
