@@ -64,7 +64,7 @@ _DEV_DEFAULTS: Final[Mapping[Path, object]] = MappingProxyType(
 
 
 class SettingsError(Exception):
-    """The settings cannot be used. `problems` has a sentence each, without secrets; the message all of them."""
+    """The settings cannot be used. `problems` has a sentence each, without secrets; the message has all."""
 
     def __init__(self, problems: list[str]) -> None:
         self.problems = problems
