@@ -56,7 +56,7 @@ def find_program(name: str, package: str, extra: Sequence[Path] = ()) -> str:
 
 
 def wait_until(condition: Callable[[], bool], *, within: float, what: str) -> None:
-    """Poll `condition` every 20 ms. Raises TimeoutError naming `what` if it is still false after `within` s."""
+    """Poll `condition` every 20 ms. Raises TimeoutError naming `what` when it is false after `within` s."""
     deadline = time.monotonic() + within
     while not condition():
         if time.monotonic() > deadline:
@@ -67,9 +67,9 @@ def wait_until(condition: Callable[[], bool], *, within: float, what: str) -> No
 class Child:
     """A program run in its own session, so that a terminal's Ctrl-C reaches us alone and we choose the order.
 
-    On Linux the kernel sends `death_signal` to it when the thread that started it ends, so nothing outlives a
-    `kill -9` of the runner. Start it from the main thread, therefore. Its output goes line by line to the file
-    `log` and, if given, to `on_line`.
+    On Linux the kernel sends `death_signal` to it when the thread that started it ends, so that nothing
+    outlives a `kill -9` of the runner; start it from the main thread, therefore. Its output goes line by
+    line to the file `log` and, if given, to `on_line`. The descriptors in `keep_open` stay open in it.
     """
 
     def __init__(
@@ -101,6 +101,7 @@ class Child:
         self._process: subprocess.Popen[bytes] | None = None
         self._pump: threading.Thread | None = None
         self._expected_to_end = True
+        self._asked_to_stop = False
 
     @property
     def pid(self) -> int:
@@ -123,7 +124,7 @@ class Child:
         if self.running:
             raise RuntimeError(f"{self.name} runs already")
         self._join_pump()
-        self._expected_to_end = False
+        self._expected_to_end = self._asked_to_stop = False
         self._process = subprocess.Popen(
             [*self._tie_to_parent(), *self._argv],
             stdin=subprocess.DEVNULL,
@@ -143,7 +144,7 @@ class Child:
         self._pump.start()
 
     def await_ready(self, ready: Callable[[], bool], *, within: float = 30.0) -> None:
-        """Wait until `ready()` holds. Raises StartError, with the log's tail, if the child ends or time is up."""
+        """Wait until `ready()` holds. Raises StartError with the log's tail when it ends or time is up."""
 
         def ready_or_over() -> bool:
             return not self.running or ready()
@@ -158,11 +159,16 @@ class Child:
             self.kill()  # joins the pump, so that the tail holds its last words
             raise StartError(f"{self.name} ended while starting ({describe_exit(code)})\n{self.log_tail()}")
 
+    def ask_to_stop(self) -> None:
+        """Send it its stop signal, once, and return at once."""
+        if self._process is not None and self.running and not self._asked_to_stop:
+            self._process.send_signal(self._stop_signal)
+        self._expected_to_end = self._asked_to_stop = True
+
     def stop(self) -> None:
         """Ask it to end; after `grace` seconds end its whole process group. Safe to call twice."""
-        self._expected_to_end = True
+        self.ask_to_stop()
         if self._process is not None and self.running:
-            self._process.send_signal(self._stop_signal)
             try:
                 self._process.wait(self._grace)
             except subprocess.TimeoutExpired:
@@ -196,7 +202,7 @@ class Child:
 
     def _tie_to_parent(self) -> list[str]:
         # setpriv rather than preexec_fn: Python code between fork and exec can deadlock, since we run log
-        # threads. The user changes before setpriv runs: the other way round the kernel would forget the signal.
+        # threads. The user changes before setpriv runs: afterwards the kernel would forget the signal.
         setpriv = shutil.which("setpriv")
         return [] if setpriv is None else [setpriv, "--pdeathsig", self._death_signal.name[3:], "--"]
 

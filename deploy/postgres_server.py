@@ -6,7 +6,6 @@ import contextlib
 import hashlib
 import os
 import pwd
-import secrets
 import shutil
 import signal
 import subprocess
@@ -14,6 +13,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from deploy.child import Child, MissingProgram, StartError, find_program, free_port, wait_until
+from deploy.secret_file import read_or_make_secret
 
 __all__ = ["PostgresServer", "home_for"]
 
@@ -53,7 +53,7 @@ def home_for(wanted: Path) -> Path:
 
 
 class PostgresServer:
-    """A server whose data is in `home`/data, made on the first start; its password is kept in `password_file`."""
+    """A server with its data in `home`/data, made on the first start; `password_file` keeps its password."""
 
     def __init__(
         self,
@@ -66,10 +66,10 @@ class PostgresServer:
         keep_open: Sequence[int] = (),
     ) -> None:
         self._user = _server_user()
-        self._home = home
+        self.home = home
         self._data = home / "data"
         self._volatile = volatile
-        self._password = _read_or_make_secret(password_file)
+        self._password = read_or_make_secret(password_file)
         self.port = free_port()
         settings = [
             f"port={self.port}",
@@ -98,7 +98,7 @@ class PostgresServer:
         return f"postgresql+asyncpg://{_ROLE}:{self._password}@127.0.0.1:{self.port}/{database}"
 
     def start(self) -> None:
-        """Make the data directory if there is none, start, return when it takes queries. Raises StartError."""
+        """Make the data if there is none, start, and return when it takes queries. Raises StartError."""
         if not (self._data / "PG_VERSION").exists():
             self._initdb()
         self.child.start()
@@ -110,8 +110,8 @@ class PostgresServer:
     def kill(self) -> None:
         """kill -9 the server and its sessions at once, as a power loss would.
 
-        A session that outlived the server would still be attached to its shared memory, and a new server would
-        refuse to start on this data.
+        A session that outlived the server would still be attached to its shared memory, and a new server
+        would refuse to start on this data.
         """
         if not self.child.running:
             return
@@ -135,12 +135,12 @@ class PostgresServer:
             self.create_database(_ROLE)
 
     def _initdb(self) -> None:
-        self._home.mkdir(parents=True, exist_ok=True)
-        self._home.chmod(0o700)
+        self.home.mkdir(parents=True, exist_ok=True)
+        self.home.chmod(0o700)
         if self._user is not None:
-            shutil.chown(self._home, self._user, self._user)
+            shutil.chown(self.home, self._user, self._user)
         shutil.rmtree(self._data, ignore_errors=True)  # what an interrupted initdb left: it has no PG_VERSION
-        first_password = self._home / "initdb.password"
+        first_password = self.home / "initdb.password"
         first_password.touch(mode=0o600)
         try:
             first_password.write_text(self._password)
@@ -203,14 +203,3 @@ def _lives(pid: str) -> bool:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
     except OSError:
         return False
-
-
-def _read_or_make_secret(path: Path) -> str:
-    """The secret kept in `path`, made with mode 0600 on the first call."""
-    try:
-        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-    except FileExistsError:
-        return path.read_text().strip()
-    with os.fdopen(descriptor, "w") as file:
-        file.write(secrets.token_urlsafe(24))
-    return path.read_text()

@@ -13,9 +13,10 @@ __all__ = ["RedisServer"]
 
 
 class RedisServer:
-    """redis-server with its files in `directory`. `kill()` and `start()` keep the port: clients find it again.
+    """redis-server with its files in `directory`. `kill()` and `start()` keep the port, so clients find it.
 
-    With `durable`, each write is in an append-only file, synced once a second; without it, a restart is empty.
+    With `durable`, each write goes to an append-only file, synced once a second; without it, a restart is
+    empty.
     """
 
     def __init__(
@@ -35,8 +36,8 @@ class RedisServer:
                 find_program("redis-server", "redis-server"),
                 *("--bind", "127.0.0.1", "--port", str(self.port), "--dir", str(directory)),
                 *("--save", "", "--appendonly", "yes" if durable else "no", "--appendfsync", "everysec"),
-                # A replica's pump reads for thousands of clients over one connection: the default of 32 MB, 8 MB
-                # over 60 s, would cut it off in the very burst it is there to deliver.
+                # A replica's pump reads for thousands of clients over one connection: the default of 32 MB,
+                # or 8 MB for 60 s, would cut it off in the very burst it is there to deliver.
                 *("--client-output-buffer-limit", "pubsub 256mb 64mb 60"),
                 *("--loglevel", "warning"),
             ],

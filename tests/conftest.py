@@ -26,7 +26,7 @@ def redis_server(tmp_path: Path) -> Iterator[RedisServer]:
 
 @pytest.fixture(scope="session")
 def postgres_server() -> Iterator[PostgresServer]:
-    """One PostgreSQL for the whole run, outside pytest's directories: when we are root only root enters those."""
+    """One PostgreSQL for the whole run, outside pytest's directories: run by root, only root enters those."""
     home = Path(tempfile.mkdtemp(prefix="bongsu-postgres-"))
     server: PostgresServer | None = None
     try:
