@@ -34,7 +34,7 @@ _OURS = ("BONGSU_BROKER_URL", "BONGSU_DATABASE_URL", "BONGSU_REPLICA")
 
 
 class Cluster:
-    """`replicas` replicas behind nginx on 127.0.0.1:`port` (0: a free one), with their own Redis and PostgreSQL.
+    """`replicas` replicas behind nginx on 127.0.0.1:`port` (0: a free one), with Redis and PostgreSQL.
 
     State is in `root`/var/cluster; `root` is the clone unless a test wants a cluster of its own. `env` is
     added to each replica's environment. Start it from the main thread: its processes end with the thread
@@ -133,9 +133,14 @@ class Cluster:
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             raise StartError(
-                f"a cluster already runs in {self.state} (or its last programs are still ending): stop it
-                first" ) from None self._started = True try: self._start_parts() except BaseException:
-                self.stop() raise
+                f"a cluster runs in {self.state} already, or its last programs are still ending"
+            ) from None
+        self._started = True
+        try:
+            self._start_parts()
+        except BaseException:
+            self.stop()
+            raise
 
     def _start_parts(self) -> None:
         _raise_file_limit()

@@ -70,7 +70,7 @@ class NginxServer:
         self.child.await_ready(lambda: _listens(self.port))
 
     def stop(self) -> None:
-        """End it and remove what belongs to this run alone: pid file, temporary directories, the list of ports."""
+        """End it and remove what belongs to this run alone: pid file, temporary directories, ports."""
         self.child.stop()
         shutil.rmtree(self._state / "nginx", ignore_errors=True)
         for name in ("replicas.conf", "listen.conf"):

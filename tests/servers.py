@@ -57,7 +57,7 @@ class RunningServer(Replica):
 
 
 def outer_environment() -> dict[str, str]:
-    """The environment for a spawned server: without our own settings of the developer's shell, and as in production.
+    """The environment for a spawned server: as in production, without settings of the developer's shell.
 
     Unit tests run in asyncio's debug mode; it would make a server several times slower.
     """
