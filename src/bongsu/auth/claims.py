@@ -216,10 +216,6 @@ def parse_token(token: str, user_id_claim: str) -> ParsedToken:
     if len(parts) != 3:
         raise InvalidToken("not of the form header.claims.signature")
     header_json, payload, signature = (_base64url(part) for part in parts)
-    try:
-        payload.decode("utf-8")  # msgspec.Raw would let other bytes through, and into the frames of clients
-    except UnicodeDecodeError:
-        raise InvalidToken("the claims are not UTF-8") from None
     header = _json(header_json, _HEADER, "header's members")
     if header.crit is not msgspec.UNSET or header.b64 is not msgspec.UNSET:
         raise InvalidToken("the header asks for an extension that is not supported")
@@ -228,7 +224,7 @@ def parse_token(token: str, user_id_claim: str) -> ParsedToken:
     return ParsedToken(
         header=header,
         claims=claims,
-        user=_json(user, _OPTIONAL_STRING, "user id claims") or "",
+        user=_json(bytes(user), _OPTIONAL_STRING, "user id claims") or "",
         signed=token.rpartition(".")[0].encode("ascii"),
         signature=signature,
     )
@@ -246,9 +242,12 @@ def _base64url(part: str) -> bytes:
     return data
 
 
-def _json(data: bytes | msgspec.Raw, decoder: msgspec.json.Decoder[T], what: str) -> T:
+def _json(data: bytes, decoder: msgspec.json.Decoder[T], what: str) -> T:
     try:
+        data.decode("utf-8")  # msgspec.Raw would let other bytes through, and into the frames of clients
         return decoder.decode(data)
+    except UnicodeDecodeError:
+        raise InvalidToken(f"the {what} are not UTF-8") from None
     except RecursionError:
         raise InvalidToken(f"the {what} are nested too deeply") from None
     except msgspec.MsgspecError as error:  # names the place and the types, never the value
