@@ -1,0 +1,1 @@
+"""Durable background work: a lease queue in the shared database and the worker that serves it."""
