@@ -8,7 +8,7 @@ from __future__ import annotations
 from bongsu.settings.model import Channels, Log, Plain, Settings, Shutdown
 from bongsu.settings.names import Setting, known_settings
 from bongsu.settings.reader import SettingsError, load, load_explained
-from bongsu.settings.values import without_password
+from bongsu.settings.values import parse_duration, without_password
 
 __all__ = [
     "Channels",
@@ -21,5 +21,6 @@ __all__ = [
     "known_settings",
     "load",
     "load_explained",
+    "parse_duration",
     "without_password",
 ]

@@ -20,7 +20,7 @@ from pathlib import Path as FilePath
 from types import MappingProxyType
 from typing import Any, Final, get_origin
 
-from pydantic import BaseModel, SecretStr, TypeAdapter, ValidationError
+from pydantic import BaseModel, SecretStr, ValidationError
 from pydantic_core import ErrorDetails
 
 from bongsu.settings.model import Settings
@@ -52,16 +52,6 @@ _WORDS: Final = MappingProxyType(
     }
 )
 
-# What --dev opens. The lowest of all sources, so that whatever is set explicitly wins.
-_DEV_DEFAULTS: Final[Mapping[Path, object]] = MappingProxyType(
-    {
-        ("channels", "without_namespace", "allow_subscribe_for_client"): True,
-        ("channels", "without_namespace", "allow_subscribe_for_anonymous"): True,
-        ("channels", "without_namespace", "allow_publish_for_client"): True,
-        ("channels", "without_namespace", "allow_publish_for_anonymous"): True,
-    }
-)
-
 
 class SettingsError(Exception):
     """The settings cannot be used. `problems` has a sentence each, without secrets; the message has all."""
@@ -90,8 +80,6 @@ def load_explained(**overrides: object) -> tuple[Settings, Mapping[Path, str]]:
         found.add(_toml(), as_key)
     except _UnreadableFile as error:
         found.problems.append(str(error))
-    if found.dev():
-        found.add(((path, value, "dev") for path, value in _DEV_DEFAULTS.items()), as_key)
     try:
         settings = Settings.model_validate(found.tree())
     except ValidationError as error:
@@ -141,13 +129,6 @@ class _Found:
             if path not in self.values:
                 self.values[path] = value
                 self.origins[path] = origin
-
-    def dev(self) -> bool:
-        """Whether development mode is on; a value that is no truth value is told by the validation."""
-        try:
-            return TypeAdapter(bool).validate_python(self.values.get(("dev",), False))
-        except ValidationError:
-            return False
 
     def tree(self) -> dict[str, Any]:
         """The values as nested dictionaries."""
