@@ -15,14 +15,15 @@ from typing import Final
 
 from fastapi import APIRouter
 from starlette.requests import Request
-from starlette.responses import Response
+from starlette.responses import HTMLResponse, Response
 from starlette.staticfiles import StaticFiles
 
 _HERE: Final = Path(__file__).parent
 
-# No inline script and no foreign origin, so a message that slipped past escaping still could not run.
-# `ws: wss:` stands beside 'self' because Safari before 15.4 does not count sockets as 'self'.
-_PAGE_POLICY: Final = "; ".join(
+# No inline script or style and no foreign origin, so a message that slipped past escaping still could not
+# run; Swagger UI 5 lives within that too. `ws: wss:` stands beside 'self' because Safari before 15.4 does
+# not count sockets as 'self'. `data:` images are Swagger UI's icons.
+_CONTENT_SECURITY_POLICY: Final = "; ".join(
     (
         "default-src 'self'",
         "connect-src 'self' ws: wss:",
@@ -33,10 +34,10 @@ _PAGE_POLICY: Final = "; ".join(
         "frame-ancestors 'none'",
     )
 )
-# Swagger UI writes style attributes into the markup it renders; without this its models lose their layout.
-_DOCS_POLICY: Final = f"{_PAGE_POLICY}; style-src 'self' 'unsafe-inline'"
 
-_HARDENING: Final = {
+# On static files too: an SVG opened on its own is a document.
+_HEADERS: Final = {
+    "content-security-policy": _CONTENT_SECURITY_POLICY,
     "x-content-type-options": "nosniff",
     "referrer-policy": "same-origin",
     "cross-origin-opener-policy": "same-origin",
@@ -55,20 +56,24 @@ def web_router(*, title: str, version: str, replica: str, dev: bool) -> APIRoute
     """
     # Own files first, then Swagger UI's, which the package `fastapi-swagger` ships unchanged.
     files = StaticFiles(directory=_HERE / "static", packages=[("fastapi_swagger", "resources")])
-    values = {"title": title, "version": version, "replica": replica, "access": "anonymous" if dev else "token"}
+    values = {
+        "title": title,
+        "version": version,
+        "replica": replica,
+        "access": "anonymous" if dev else "token",
+    }
     page = _render("page.html", values)
     docs = _render("docs.html", values)
 
     async def live_page(request: Request) -> Response:
-        return _html(page, _PAGE_POLICY)
+        return HTMLResponse(page, headers=_HEADERS)
 
     async def api_documentation(request: Request) -> Response:
-        return _html(docs, _DOCS_POLICY)
+        return HTMLResponse(docs, headers=_HEADERS)
 
     async def static_file(request: Request) -> Response:
         response = await files.get_response(request.path_params["name"], request.scope)
-        # An SVG opened on its own is a document too, and gets the policy of one.
-        response.headers.update({**_HARDENING, "content-security-policy": _PAGE_POLICY})
+        response.headers.update(_HEADERS)
         return response
 
     router = APIRouter()
@@ -82,11 +87,3 @@ def _render(name: str, values: Mapping[str, str]) -> bytes:
     """Fill `templates/<name>`; every value is escaped, for text and for quoted attributes alike."""
     template = Template((_HERE / "templates" / name).read_text(encoding="utf-8"))
     return template.substitute({key: escape(value) for key, value in values.items()}).encode()
-
-
-def _html(body: bytes, policy: str) -> Response:
-    return Response(
-        body,
-        media_type="text/html; charset=utf-8",
-        headers={**_HARDENING, "content-security-policy": policy},
-    )

@@ -47,6 +47,7 @@ const feed = new LiveSocket("ws/uploads:feed", {
 
 /** Connect both sockets, or say that a token is needed first. */
 function connect() {
+  byId("files").disabled = !mayConnect();
   if (mayConnect()) {
     live.start();
     feed.start();
