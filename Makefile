@@ -1,0 +1,73 @@
+# The one door to this project: `make` lists what there is.
+
+PORT         ?= 8000
+REPLICAS     ?= 3
+CLUSTER_PORT ?= 8080
+ARGS         ?=
+
+BIN    := .venv/bin
+PYTEST := $(BIN)/python -m pytest $(ARGS)
+# Every slow or blocking callback and every coroutine never awaited is reported. Spawned servers run without it.
+DEBUG  := PYTHONASYNCIODEBUG=1
+
+.DEFAULT_GOAL := help
+.NOTPARALLEL:
+.PHONY: help setup programs run run-cluster fmt lint types imports unit contract integration e2e test check lock clean
+
+help: ## list what there is
+	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  make %-13s %s\n", $$1, $$2 }' Makefile
+
+run: .venv/runtime ## the server on http://127.0.0.1:8000 (PORT=): no Redis, no PostgreSQL needed
+	@exec $(BIN)/bongsu serve --dev --port $(PORT)
+
+run-cluster: .venv/runtime ## nginx, REPLICAS=3, Redis and PostgreSQL on http://127.0.0.1:8080 (CLUSTER_PORT=)
+	@exec $(BIN)/python -m deploy.cluster --replicas $(REPLICAS) --port $(CLUSTER_PORT)
+
+test: setup programs ## every test, after installing the programs it needs where they are missing
+	$(DEBUG) $(PYTEST) tests/unit tests/contracts
+	$(PYTEST) tests/integration tests/e2e
+
+check: setup lint types imports test ## exactly what CI runs
+
+setup: .venv/dev ## the environment for working on Bongsu, in .venv
+
+programs:
+	@sh deploy/install_programs.sh
+
+unit: setup ## the tests that need no other program
+	$(DEBUG) $(PYTEST) tests/unit
+
+contract: setup programs ## one suite for each seam, over each of its implementations
+	$(DEBUG) $(PYTEST) tests/contracts
+
+integration: setup programs ## servers with real Redis, PostgreSQL and Chromium
+	$(PYTEST) tests/integration
+
+e2e: setup programs ## a cluster behind nginx, with kill -9
+	$(PYTEST) tests/e2e
+
+fmt: setup ## format the code and mend what can be mended
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+lint: setup ## style and format
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+types: setup ## mypy --strict
+	$(BIN)/mypy
+
+imports: setup ## imports point down
+	$(BIN)/lint-imports
+
+lock: ## write requirements*.txt anew from pyproject.toml (needs uv)
+	@sh deploy/lock.sh
+
+clean: ## remove the environment and the caches; data in var/ stays
+	rm -rf .venv .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis
+
+.venv/runtime: requirements.txt pyproject.toml
+	@sh deploy/make_environment.sh runtime
+
+.venv/dev: requirements-dev.txt requirements.txt pyproject.toml
+	@sh deploy/make_environment.sh dev

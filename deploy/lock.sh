@@ -1,0 +1,16 @@
+#!/bin/sh
+# Writes requirements.txt and requirements-dev.txt from pyproject.toml: exact versions with hashes, for every platform
+# and Python 3.11 or newer, without the address of any index.
+set -eu
+
+uv=${UV:-uv}
+command -v "$uv" >/dev/null || { echo "make lock needs uv: pip install uv" >&2; exit 1; }
+
+compile() {
+    "$uv" pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-header --no-annotate \
+        --no-emit-index-url --no-emit-find-links "$@"
+}
+
+# hatchling and editables install ourselves without build isolation, which would fetch them unhashed.
+printf 'hatchling>=1.27\neditables>=0.5\n' | compile pyproject.toml - --output-file requirements.txt
+compile pyproject.toml --group dev --constraint requirements.txt --output-file requirements-dev.txt
