@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import ipaddress
+import sys
 import time
 from collections.abc import Iterator
 from typing import Annotated, Any, NoReturn
@@ -108,8 +109,7 @@ def check(
             *(escape(one_line(str(cell))) for cell in (row["key"], value, row["origin"])), style=style
         )
     # Outside a terminal there is no width to fit into: whoever greps wants each setting on its line.
-    stdout = Console()
-    stdout.print(table, width=None if stdout.is_terminal else _WIDTH_OF_A_FILE, crop=False)
+    Console(width=None if sys.stdout.isatty() else _WIDTH_OF_A_FILE).print(table)
 
 
 def migrate() -> None:

@@ -122,7 +122,7 @@ class Settings(_Options):
         False,
         description="Development: anonymous clients and uploads, open plain sockets, a made-up API key",
     )
-    host: str = Field("127.0.0.1", min_length=1, description="Address to listen on")
+    host: str = Field("127.0.0.1", pattern=r"^\S+$", description="Address to listen on")
     port: int = Field(8000, ge=0, le=65535, description="TCP port to listen on; 0 = any free one")
     replica: str = Field(
         default_factory=_replica_name,

@@ -16,6 +16,9 @@ from bongsu.settings.model import Settings
 PREFIX: Final = "BONGSU_"
 NAMESPACE: Final = "<name>"  # stands for a namespace's name in the path of a known setting
 
+# Ratio of difflib from which on a name is worth suggesting: a typo or a missing part, not a coincidence.
+_SIMILAR: Final = 0.7
+
 Path = tuple[str, ...]
 
 
@@ -122,16 +125,16 @@ def _is_namespace(path: Path, index: int) -> bool:
 
 
 def _nearest(typed: Sequence[str]) -> Path | None:
-    """Siblings of the mistyped name first, then everything: `hmac_secret` alone means `token.hmac_secret`."""
-    wanted = "__".join(part.lower() for part in typed)
+    """The whole name first, then its last part alone: `hmac_secret` may mean `token.hmac_secret`."""
     names: dict[str, Path] = {}
     for setting in known_settings():
         path = tuple(typed[2] if part == NAMESPACE and len(typed) > 2 else part for part in setting.path)
-        names["__".join(path).lower()] = path
-    close = difflib.get_close_matches(wanted, names, n=1, cutoff=0.75)
-    if not close:
-        leaves = {path[-1]: name for name, path in reversed(names.items())}
-        close = [
-            leaves[leaf] for leaf in difflib.get_close_matches(typed[-1].lower(), leaves, n=1, cutoff=0.75)
-        ]
-    return names[close[0]] if close else None
+        for length in range(len(path), 0, -1):  # groups too
+            names.setdefault("__".join(path[:length]).lower(), path[:length])
+    wanted = "__".join(typed).lower()
+    for close in difflib.get_close_matches(wanted, names, n=1, cutoff=_SIMILAR):
+        return names[close]
+    last_parts = {path[-1].lower(): path for path in reversed(names.values())}
+    for close in difflib.get_close_matches(typed[-1].lower(), last_parts, n=1, cutoff=_SIMILAR):
+        return last_parts[close]
+    return None

@@ -160,7 +160,7 @@ class _Found:
         else:
             name = as_key(path)
         words = _WORDS.get(problem["type"]) or problem["msg"].removeprefix("Value error, ")
-        words = words.replace("Input should", "must")
+        words = re.sub(r"^\w+ should", "must", words)
         given = problem["input"]
         if (
             problem["type"] != "value_error"

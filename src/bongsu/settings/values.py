@@ -6,9 +6,9 @@ import json
 import re
 from typing import Final
 
-_DURATION: Final = re.compile(r"([0-9]+(?:\.[0-9]+)?)(ms|s|m|h|d)?", re.ASCII)
+_DURATION: Final = re.compile(r"([0-9]{1,15}(?:\.[0-9]{1,15})?)(ms|s|m|h|d)?", re.ASCII)
 _SECONDS: Final = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
-_SIZE: Final = re.compile(r"([0-9]+)(?: ?(B|KiB|MiB|GiB|TiB|KB|MB|GB|TB))?", re.ASCII | re.IGNORECASE)
+_SIZE: Final = re.compile(r"([0-9]{1,18})(?: ?(B|KiB|MiB|GiB|TiB|KB|MB|GB|TB))?", re.ASCII | re.IGNORECASE)
 _BYTES: Final = {
     "b": 1,
     "kib": 2**10,
