@@ -1,8 +1,22 @@
-"""One connection: its outbox, its single way out, and what happens when it is slow."""
+"""One connection: its outbox, its single way out, and what happens when it is slow.
+
+Everything that leaves goes through `Client.emit` or `Client.close`, both synchronous: a reply can't be
+overtaken by a push, and nothing follows a close. The outbox, `pending`, is always one of four lists, so
+that the fan-out only ever appends: None (clean), a plain list (dirty: written at the end of this read), a
+`_Backlog` (the socket takes no more), or the `_Closed` that swallows what comes after the close.
+"""
 
 from __future__ import annotations
 
+import itertools
+import time
+from collections.abc import Callable
+from typing import Protocol
+
 from pydantic import BaseModel, ConfigDict, Field
+
+from bongsu.protocol.errors import SLOW, Disconnect
+from bongsu.protocol.messages import Principal
 
 
 class ClientOptions(BaseModel):
@@ -19,3 +33,195 @@ class ClientOptions(BaseModel):
     drain_timeout: float = Field(
         5.0, gt=0, description="Seconds a closed client is given to read what was sent before it is cut off"
     )
+
+
+class Socket(Protocol):
+    """What a client needs of its transport. All synchronous; none of it raises when the peer is gone."""
+
+    framed: bool
+    """Chunks are ready WebSocket frames that may be joined (else: one message a chunk, unframed)."""
+
+    def write(self, chunks: list[bytes]) -> None:
+        """Write all of `chunks`, in order. May call the owner's `paused` before it returns."""
+        ...
+
+    def unsent(self) -> int:
+        """Bytes written that the kernel has not taken yet."""
+        ...
+
+    def close(self, code: int, reason: str, *, within: float) -> None:
+        """A close frame after all that was written; cut the connection after `within` seconds."""
+        ...
+
+    def pause_reading(self) -> None: ...
+
+    def resume_reading(self) -> None: ...
+
+
+class Desk(Protocol):
+    """What a client needs of the hub it belongs to."""
+
+    def dirty(self, client: Client) -> None:
+        """`client` has something pending: flush it at the end of this read, or of this loop turn."""
+        ...
+
+    def watch(self, client: Client) -> None:
+        """`client` is paused: look after its progress."""
+        ...
+
+    def overflowed(self, client: Client) -> None:
+        """`client`'s backlog is over its bound: close it, but not inside the fan-out."""
+        ...
+
+
+class _Backlog(list[bytes]):
+    """The outbox of a paused client: counts its bytes, and says when they are too many."""
+
+    __slots__ = ("_bound", "_over", "size")
+
+    def __init__(self, bound: int, over: Callable[[], None]) -> None:
+        super().__init__()
+        self._bound = bound
+        self._over = over
+        self.size = 0
+
+    def append(self, chunk: bytes) -> None:
+        if self.size <= self._bound:
+            super().append(chunk)
+            self.size += len(chunk)
+            if self.size > self._bound:
+                self._over()
+
+
+class _Closed(list[bytes]):
+    """The outbox after the close: nothing follows it."""
+
+    def append(self, chunk: bytes) -> None:
+        pass
+
+
+_CLOSED = _Closed()
+
+_ids = itertools.count(1)
+
+
+class Client:
+    """One connection, from before its handshake is answered until it is gone."""
+
+    __slots__ = (
+        "_desk",
+        "_gone",
+        "_options",
+        "_socket",
+        "closed_with",
+        "id",
+        "paused_since",
+        "pending",
+        "principal",
+        "unsent_then",
+    )
+
+    def __init__(
+        self,
+        socket: Socket,
+        desk: Desk,
+        options: ClientOptions,
+        principal: Principal,
+        gone: Callable[[], None],
+    ) -> None:
+        """`gone` is called once, when the client must be forgotten (closed by us, or the connection lost)."""
+        self.id = next(_ids)
+        self.principal = principal
+        self.pending: list[bytes] | None = None
+        self.closed_with: Disconnect | None = None
+        self.paused_since = 0.0
+        self.unsent_then = 0
+        self._socket = socket
+        self._desk = desk
+        self._options = options
+        self._gone: Callable[[], None] | None = gone
+
+    # Out
+
+    def emit(self, chunk: bytes) -> None:
+        """Send `chunk` after everything emitted before. Never blocks; may make the client slow."""
+        pending = self.pending
+        if pending is None:
+            self.pending = [chunk]
+            self._desk.dirty(self)
+        else:
+            pending.append(chunk)
+
+    def flush(self) -> None:
+        """One write of all that is pending. Called by the hub."""
+        pending = self.pending
+        if type(pending) is list:
+            # Clean before the write: the write itself may pause us, and start a backlog.
+            self.pending = None
+            self._socket.write(pending)
+
+    def close(self, disconnect: Disconnect) -> None:
+        """Say why, and end the connection. What is pending is sent first, unless the client is slow."""
+        if self.closed_with is not None:
+            return
+        self.closed_with = disconnect
+        pending, self.pending = self.pending, _CLOSED
+        if pending and disconnect is not SLOW:
+            self._socket.write(pending)
+        self._socket.close(disconnect.code, disconnect.reason, within=self._options.drain_timeout)
+        self._leave()
+
+    # Slow or not
+
+    def paused(self) -> None:
+        """The socket takes no more: collect, within the bound."""
+        if self.closed_with is not None or type(self.pending) is _Backlog:
+            return
+        backlog = _Backlog(self._options.queue_max_size, lambda: self._desk.overflowed(self))
+        waiting, self.pending = self.pending, backlog
+        for chunk in waiting or ():
+            backlog.append(chunk)
+        self.paused_since = time.monotonic()
+        self.unsent_then = self._socket.unsent()
+        self._desk.watch(self)
+
+    def resumed(self) -> None:
+        """The socket takes bytes again: one write of the whole backlog."""
+        backlog = self.pending
+        if type(backlog) is _Backlog:
+            self.pending = None
+            if backlog:
+                self._socket.write(backlog)
+
+    def is_paused(self) -> bool:
+        return type(self.pending) is _Backlog
+
+    def is_stuck(self, now: float) -> bool:
+        """Paused for `slow_timeout` without one byte of progress. Call about twice a second while paused."""
+        unsent = self._socket.unsent()
+        if unsent < self.unsent_then:
+            self.paused_since = now
+        self.unsent_then = unsent
+        return now - self.paused_since >= self._options.slow_timeout
+
+    # In
+
+    def pause_reading(self) -> None:
+        """Take no more commands from this client for now."""
+        self._socket.pause_reading()
+
+    def resume_reading(self) -> None:
+        self._socket.resume_reading()
+
+    # The end
+
+    def lost(self) -> None:
+        """The connection is gone."""
+        if self.closed_with is None:
+            self.pending = _CLOSED
+        self._leave()
+
+    def _leave(self) -> None:
+        gone, self._gone = self._gone, None
+        if gone is not None:
+            gone()

@@ -36,6 +36,7 @@ VALIDATION: Final = ProblemKind("validation", 422, "A parameter is missing or no
 FILE_FIELD_MISSING: Final = ProblemKind("file_field_missing", 400, "The form has no file field named “file”")
 FILE_NAME_MISSING: Final = ProblemKind("file_name_missing", 400, "The file has no name")
 MULTIPART_MALFORMED: Final = ProblemKind("multipart_malformed", 400, "The multipart body is malformed")
+HEADERS_TOO_LARGE: Final = ProblemKind("headers_too_large", 431, "The request line and headers are too long")
 UPLOAD_TOO_LARGE: Final = ProblemKind("upload_too_large", 413, "The file is larger than the limit")
 UPLOAD_NOT_STORED: Final = ProblemKind("upload_not_stored", 409, "The upload is not stored yet")
 UNSUPPORTED_MEDIA_TYPE: Final = ProblemKind("unsupported_media_type", 415, "This content type is not accepted")
@@ -45,6 +46,7 @@ DRAINING: Final = ProblemKind("draining", 503, "This replica is shutting down; t
 DEAF: Final = ProblemKind("deaf", 503, "This replica does not hear the others; try again")
 BROKER_UNAVAILABLE: Final = ProblemKind("broker_unavailable", 503, "The broker cannot be reached; try again")
 STORAGE_UNAVAILABLE: Final = ProblemKind("storage_unavailable", 503, "Storage cannot be reached; try again")
+KEYS_UNAVAILABLE: Final = ProblemKind("keys_unavailable", 503, "Tokens cannot be checked at the moment")
 DATABASE_UNAVAILABLE: Final = ProblemKind("database_unavailable", 503, "The database cannot be reached; try again")
 DISK_FULL: Final = ProblemKind("disk_full", 507, "There is not enough room to store this")
 

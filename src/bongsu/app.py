@@ -1,0 +1,211 @@
+"""The composition root: settings become objects, objects become one ASGI app.
+
+Only here, in `server` and in `cli` are settings read; the rooms get constructor arguments. The two towers,
+realtime and uploads, meet here and in the channel `uploads:feed`, nowhere else.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import AsyncIterator, Awaitable, Callable, MutableMapping
+from typing import Any, TypeAlias
+
+import structlog
+from broadcaster import BroadcastBackend
+from fastapi import FastAPI, Request
+from starlette.routing import Mount
+
+from bongsu import __version__
+from bongsu.api.errors import install_error_handlers
+from bongsu.api.health import health_router
+from bongsu.api.publish import OPENAPI_SECURITY, ServerApi, openapi_paths
+from bongsu.auth import TokenVerifier
+from bongsu.brokers import Broker, adapt, broker_from_url
+from bongsu.brokers.base import BrokerError
+from bongsu.metrics import Metrics
+from bongsu.node.admission import Admission, headers_of
+from bongsu.node.channels import BROADCAST, Channels
+from bongsu.node.node import Node
+from bongsu.protocol import problems
+from bongsu.protocol.messages import Principal, Publication
+from bongsu.protocol.problems import Problem
+from bongsu.settings import Settings, load
+from bongsu.transports.plain import PlainTransport
+from bongsu.transports.sockets import refuse
+from bongsu.web.routes import web_router
+
+Scope: TypeAlias = MutableMapping[str, Any]
+Message: TypeAlias = MutableMapping[str, Any]
+Receive: TypeAlias = Callable[[], Awaitable[Message]]
+Send: TypeAlias = Callable[[Message], Awaitable[None]]
+
+log = structlog.get_logger("bongsu.app")
+
+
+class Bongsu:
+    """One replica as an ASGI app. `running()` is its life; an ASGI lifespan runs it too."""
+
+    def __init__(self, settings: Settings, *, broker: Broker | BroadcastBackend | None = None) -> None:
+        """`broker` replaces the one of `settings.broker_url`; any `BroadcastBackend` will do, slower."""
+        assert settings.api_key is not None, "Settings makes or demands one"
+        self.settings = settings
+        self._replica_header = (b"x-bongsu-replica", settings.replica.encode())
+        self._verifier = TokenVerifier(settings.token) if settings.token.configured else None
+        metrics = Metrics()
+        self.node = Node(
+            replica=settings.replica,
+            broker=adapt(broker)
+            if broker
+            else broker_from_url(settings.broker_url, prefix=settings.redis_prefix),
+            metrics=metrics,
+        )
+        channels = Channels(
+            settings.channels.without_namespace, settings.channels.namespaces, open_to_all=settings.dev
+        )
+        self._admission = Admission(
+            verifier=self._verifier,
+            api_key=settings.api_key.get_secret_value(),
+            allowed_origins=settings.allowed_origins,
+            anonymous=settings.dev,
+        )
+        self._plain = PlainTransport(
+            self.node,
+            channels,
+            self._admission,
+            settings.client,
+            template=settings.plain.template,
+            message_size_limit=settings.plain.message_size_limit,
+        )
+        self._server_api = ServerApi(self.node, channels, self._admission, metrics)
+        self._http = self._make_http()
+
+    def _make_http(self) -> FastAPI:
+        app = FastAPI(
+            title="Bongsu", version=__version__, docs_url=None, redoc_url=None, openapi_url="/openapi.json"
+        )
+        install_error_handlers(app)
+        app.include_router(health_router(self.node, dev=self.settings.dev, version=__version__))
+        app.include_router(
+            web_router(
+                title="Bongsu", version=__version__, replica=self.settings.replica, dev=self.settings.dev
+            )
+        )
+        make_document = app.openapi
+
+        def openapi() -> dict[str, Any]:
+            if app.openapi_schema is None:
+                document = make_document()
+                document.setdefault("paths", {}).update(openapi_paths())
+                document.setdefault("components", {}).setdefault("securitySchemes", {}).update(
+                    OPENAPI_SECURITY
+                )
+            return make_document()
+
+        app.openapi = openapi  # type: ignore[method-assign]  # FastAPI's documented way
+        return app
+
+    # Life
+
+    @contextlib.asynccontextmanager
+    async def running(self) -> AsyncIterator[None]:
+        """Started in this order, stopped in the opposite one: database, jobs, node."""
+        async with contextlib.AsyncExitStack() as stack:
+            if self._verifier is not None:
+                stack.push_async_callback(self._verifier.aclose)
+            await self.node.start()
+            stack.push_async_callback(self.node.stop)
+            log.info("replica is up", broker=self.node.broker.kind, dev=self.settings.dev)
+            yield
+
+    async def authorize(self, request: Request) -> Principal:
+        """FastAPI dependency of the upload side. Raises `Problem`."""
+        return await self._admission.admit(headers_of(request.scope))
+
+    async def publish_event(self, channel: str, data: bytes) -> None:
+        """What the upload side tells its subscribers: at most once, and never in the way of the upload."""
+        try:
+            await self.node.publish(channel, Publication(data))
+        except BrokerError as error:
+            log.warning("an upload event was not delivered", channel=channel, error=str(error))
+
+    # ASGI
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "lifespan":
+            await self._lifespan(receive, send)
+            return
+        send = self._signed(send)
+        path = _route_path(scope)
+        if scope["type"] == "websocket":
+            await self._websocket(scope, receive, send, path)
+            return
+        if path.startswith("/api/"):
+            await self._server_api.serve(scope, receive, send, path.removeprefix("/api/"))
+            return
+        await self._http(scope, receive, send)
+
+    async def _websocket(self, scope: Scope, receive: Receive, send: Send, path: str) -> None:
+        if path == "/ws":
+            await self._plain.serve(scope, receive, send, BROADCAST)
+        elif path.startswith("/ws/"):
+            await self._plain.serve(scope, receive, send, path.removeprefix("/ws/"))
+        else:
+            await receive()
+            problem = Problem(problems.NOT_FOUND, "There is no socket here; try /ws.")
+            await refuse(problem, send, extensions=scope.get("extensions"))
+
+    def _signed(self, send: Send) -> Send:
+        """Every response names the replica that gave it."""
+
+        async def signed(message: Message) -> None:
+            if message["type"] in _WITH_HEADERS:
+                message["headers"] = [*message.get("headers", ()), self._replica_header]
+            await send(message)
+
+        return signed
+
+    async def _lifespan(self, receive: Receive, send: Send) -> None:
+        await receive()
+        try:
+            async with self.running():
+                await send({"type": "lifespan.startup.complete"})
+                await receive()
+        except BaseException as error:
+            await send({"type": "lifespan.startup.failed", "message": str(error)})
+            raise
+        await send({"type": "lifespan.shutdown.complete"})
+
+
+_WITH_HEADERS = frozenset({"http.response.start", "websocket.accept", "websocket.http.response.start"})
+
+
+def _route_path(scope: Scope) -> str:
+    """The path below the prefix we are mounted at."""
+    path: str = scope["path"]
+    root: str = scope.get("root_path", "")
+    return path.removeprefix(root) if root else path
+
+
+def mount(
+    app: FastAPI,
+    path: str = "/bongsu",
+    *,
+    settings: Settings | None = None,
+    broker: Broker | BroadcastBackend | None = None,
+) -> Bongsu:
+    """Serve Bongsu below `path` of your own app, and let it live as long as your app does.
+
+    `settings` None: from the environment. Returns the replica; its `publish` sends from Python.
+    Raises `SettingsError`.
+    """
+    bongsu = Bongsu(settings or load(), broker=broker)
+    outer = app.router.lifespan_context
+
+    @contextlib.asynccontextmanager
+    async def lifespan(inner_app: Any) -> AsyncIterator[Any]:
+        async with bongsu.running(), outer(inner_app) as state:
+            yield state
+
+    app.router.lifespan_context = lifespan
+    app.router.routes.append(Mount(path, app=bongsu))
+    return bongsu

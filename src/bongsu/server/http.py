@@ -1,0 +1,94 @@
+"""uvicorn's HTTP protocol, with bounds on the head of a request: uvicorn itself has none."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any, cast
+
+from uvicorn import Config
+from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
+
+from bongsu.protocol import problems
+from bongsu.protocol.problems import Problem
+
+MAX_HEAD = 64 * 1024
+"""Bytes of request line and headers."""
+
+HEAD_TIMEOUT = 10.0
+"""Seconds for the head of a request to arrive, from the first byte on; also for the first byte."""
+
+
+class BongsuConfig(Config):
+    """uvicorn's configuration, and what our protocol classes need besides."""
+
+    server_headers: list[tuple[bytes, bytes]]
+
+
+def raw_response(problem: Problem, headers: list[tuple[bytes, bytes]]) -> bytes:
+    """A whole response that ends the connection, for requests that never reach an application."""
+    body = problem.body()
+    fields = [
+        *problem.headers(),
+        *headers,
+        (b"content-length", str(len(body)).encode()),
+        (b"connection", b"close"),
+    ]
+    head = b"".join(b"%s: %s\r\n" % field for field in fields)
+    return STATUS_LINE[problem.kind.status] + head + b"\r\n" + body
+
+
+class BongsuHttpProtocol(HttpToolsProtocol):
+    """Refuses heads that are too long (431), malformed (400) or never end (the connection is closed)."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._head_size = 0
+        self._in_head = True
+        self._refused = False
+        self._head_timer: asyncio.TimerHandle | None = None
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # as uvicorn's
+        super().connection_made(transport)
+        self._head_timer = self.loop.call_later(HEAD_TIMEOUT, transport.close)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._stop_timer()
+        super().connection_lost(exc)
+
+    def on_message_begin(self) -> None:
+        super().on_message_begin()
+        self._in_head = True
+        self._head_size = 0
+        if self._head_timer is None:
+            self._head_timer = self.loop.call_later(HEAD_TIMEOUT, self.transport.close)
+
+    def on_headers_complete(self) -> None:
+        self._in_head = False
+        self._stop_timer()
+        super().on_headers_complete()
+
+    def data_received(self, data: bytes) -> None:
+        if self._refused:
+            return
+        super().data_received(data)
+        if self._in_head:
+            self._head_size += len(data)
+            if self._head_size > MAX_HEAD and not self.transport.is_closing():
+                self._refuse(Problem(problems.HEADERS_TOO_LARGE, f"The limit is {MAX_HEAD} bytes."))
+
+    def handle_websocket_upgrade(self) -> None:
+        self._stop_timer()
+        super().handle_websocket_upgrade()
+
+    def send_400_response(self, msg: str) -> None:
+        self._refuse(Problem(problems.BAD_REQUEST, msg))
+
+    def _refuse(self, problem: Problem) -> None:
+        self._refused = True
+        self.transport.write(raw_response(problem, cast("BongsuConfig", self.config).server_headers))
+        self.transport.close()
+
+    def _stop_timer(self) -> None:
+        if self._head_timer is not None:
+            self._head_timer.cancel()
+            self._head_timer = None
