@@ -60,7 +60,9 @@ class Upload(Table, table=True):
     size: int = Field(default=0, sa_type=BigInteger, description="Bytes; final once received")
     sha256: str | None = Field(default=None, sa_type=String(64), description="Hex; known once stored")
     storage_key: str | None = Field(default=None, sa_type=String(255), description="Where the winner put it")
-    owner: str = Field(default="", sa_type=String(255), description='User id; "" when anonymous')
+    owner: str | None = Field(
+        default=None, sa_type=String(255), description='User id; "" when anonymous, NULL for the API key'
+    )
     received_by: str = Field(sa_type=String(255), description="Replica that received the bytes")
     finished_by: str | None = Field(default=None, sa_type=String(255), description="Replica that stored them")
     error: str | None = Field(default=None, sa_type=Text, description="Why it failed, for the caller")
@@ -105,7 +107,7 @@ class UploadLog(Table, table=True):
     filename: str = Field(sa_type=String(255))
     size: int = Field(sa_type=BigInteger)
     sha256: str = Field(sa_type=String(64))
-    owner: str = Field(sa_type=String(255))
+    owner: str | None = Field(default=None, sa_type=String(255))
     received_by: str = Field(sa_type=String(255))
     finished_by: str = Field(sa_type=String(255))
     created_at: datetime = Field(sa_type=UTCDateTime)

@@ -1,0 +1,1 @@
+"""HTTP in: our own endpoints, and the one place where their errors become responses."""

@@ -1,0 +1,220 @@
+"""The upload endpoints: multipart in, the log, the content.
+
+Without `from __future__ import annotations`: FastAPI evaluates annotations, and `Caller` is a local name.
+"""
+
+import base64
+import binascii
+from collections.abc import Awaitable, Callable
+from datetime import datetime
+from typing import Annotated, Any, Final
+
+import msgspec
+import structlog
+from fastapi import APIRouter, BackgroundTasks, Depends, Query, Request, Response
+from pydantic import BaseModel, Field
+
+from bongsu.api.content import content_response
+from bongsu.api.errors import problem_of
+from bongsu.api.requests import Body, ClientGone, Refusal
+from bongsu.protocol import problems
+from bongsu.protocol.messages import Principal
+from bongsu.protocol.problems import MEDIA_TYPE, Problem, ProblemKind
+from bongsu.uploads.multipart import FIELD, MAX_OVERHEAD
+from bongsu.uploads.receiver import too_large
+from bongsu.uploads.record import UploadRecord
+from bongsu.uploads.rows import Cursor
+from bongsu.uploads.service import UploadService
+
+__all__ = ["UploadAccepted", "UploadPage", "uploads_router"]
+
+log = structlog.stdlib.get_logger(__name__)
+
+MESSAGE: Final = "파일 업로드 중..."
+
+
+class UploadAccepted(BaseModel):
+    """The file has arrived and will be stored; `status_url` tells how far it is."""
+
+    message: str = Field(examples=[MESSAGE])
+    id: str
+    status_url: str
+
+
+class UploadPage(BaseModel):
+    """A page of the upload log, newest first; `next` is the cursor of the next page, null at the end."""
+
+    uploads: list[UploadRecord]
+    next: str | None
+
+
+# The body is parsed as it arrives, not by FastAPI, so its form is declared here.
+_FORM: Final[dict[str, Any]] = {
+    "requestBody": {
+        "required": True,
+        "content": {
+            "multipart/form-data": {
+                "schema": {
+                    "type": "object",
+                    "required": [FIELD],
+                    "properties": {
+                        FIELD: {
+                            "type": "string",
+                            "format": "binary",
+                            "description": "The file, with its name",
+                        }
+                    },
+                }
+            }
+        },
+    }
+}
+
+
+def _problems(*kinds: ProblemKind) -> dict[int | str, dict[str, Any]]:
+    """The `responses` of OpenAPI for these problems."""
+    responses: dict[int | str, dict[str, Any]] = {}
+    for kind in kinds:
+        response = responses.setdefault(
+            kind.status, {"description": "", "content": {MEDIA_TYPE: {"schema": {"type": "object"}}}}
+        )
+        separator = "; " if response["description"] else ""
+        response["description"] += f"{separator}{kind.title} (`{kind.code}`)"
+    return responses
+
+
+_REFUSED: Final = _problems(
+    problems.FILE_FIELD_MISSING,
+    problems.FILE_NAME_MISSING,
+    problems.MULTIPART_MALFORMED,
+    problems.UPLOAD_TOO_LARGE,
+    problems.UNSUPPORTED_MEDIA_TYPE,
+    problems.DATABASE_UNAVAILABLE,
+    problems.STORAGE_UNAVAILABLE,
+    problems.DISK_FULL,
+)
+
+
+def uploads_router(service: UploadService, authorize: Callable[..., Awaitable[Principal]]) -> APIRouter:
+    """The routes. `authorize` is a FastAPI dependency that raises `Problem` for whom it does not let in."""
+    router = APIRouter(tags=["uploads"])
+    Caller = Annotated[Principal, Depends(authorize)]
+
+    async def receive(request: Request, principal: Principal, background: BackgroundTasks) -> Any:
+        """The id of what was received, or the response that refuses it."""
+        body = Body(request.receive)
+        try:
+            _check_length(request, service.options.max_size)
+            record = await service.receive_form(
+                aiter(body),
+                content_type=request.headers.get("content-type", ""),
+                owner=None if principal.trusted and not principal.user else principal.user,
+            )
+        except ClientGone:
+            log.info("a client left in the middle of an upload")
+            return Response(status_code=400)  # nobody reads it; the server wants one
+        except Exception as error:
+            problem = problem_of(error)
+            if problem is None:
+                raise
+            return Refusal(problem, body)
+        # The doorbell. Should it never ring, the worker finds the job at its next look.
+        background.add_task(service.ring)
+        root: str = request.scope.get("root_path", "")
+        return UploadAccepted(message=MESSAGE, id=record.id, status_url=f"{root}/uploads/{record.id}")
+
+    async def upload_file(request: Request, principal: Caller, background: BackgroundTasks) -> Any:
+        """Upload one file; answers as soon as it has arrived. It is then hashed, stored and logged."""
+        return await receive(request, principal, background)
+
+    router.add_api_route(
+        "/upload-file/",
+        upload_file,
+        methods=["POST"],
+        response_model=UploadAccepted,
+        openapi_extra=_FORM,
+        responses=_REFUSED,
+    )
+    # A redirect would make the client send the whole file twice.
+    router.add_api_route(
+        "/upload-file", upload_file, methods=["POST"], response_model=UploadAccepted, include_in_schema=False
+    )
+
+    @router.post(
+        "/uploads", status_code=202, response_model=UploadAccepted, openapi_extra=_FORM, responses=_REFUSED
+    )
+    async def create_upload(
+        request: Request, response: Response, principal: Caller, background: BackgroundTasks
+    ) -> Any:
+        """Upload one file, for API consumers: 202, and where to look in `Location`."""
+        outcome = await receive(request, principal, background)
+        if isinstance(outcome, UploadAccepted):
+            response.headers["location"] = outcome.status_url
+        return outcome
+
+    @router.get("/uploads", responses=_problems(problems.VALIDATION, problems.DATABASE_UNAVAILABLE))
+    async def list_uploads(
+        principal: Caller,
+        limit: Annotated[int, Query(ge=1, le=200)] = 50,
+        cursor: Annotated[str | None, Query(max_length=256, description="`next` of the page before")] = None,
+    ) -> UploadPage:
+        """The upload log: uploads of every state, newest first."""
+        records = await service.page(limit + 1, None if cursor is None else _decoded(cursor))
+        shown = records[:limit]
+        return UploadPage(uploads=shown, next=_encoded(shown[-1]) if len(records) > limit else None)
+
+    @router.get("/uploads/{upload_id}", responses=_problems(problems.NOT_FOUND))
+    async def get_upload(upload_id: str, principal: Caller) -> UploadRecord:
+        """One upload: how far it is, and once stored its hash and times."""
+        return await service.get(upload_id)
+
+    async def content(request: Request, upload_id: str, principal: Caller) -> Response:
+        """The file. Serves `Range`, `If-Range` and `If-None-Match`; always as an attachment."""
+        record, reader = await service.open(upload_id)
+        return await content_response(request, record, reader)
+
+    router.add_api_route(
+        "/uploads/{upload_id}/content",
+        content,
+        methods=["GET"],
+        response_class=Response,
+        responses={
+            200: {"description": "The file", "content": {"application/octet-stream": {}}},
+            206: {"description": "The part of it that was asked for"},
+            **_problems(problems.NOT_FOUND, problems.UPLOAD_NOT_STORED, problems.RANGE_NOT_SATISFIABLE),
+        },
+    )
+    router.add_api_route("/uploads/{upload_id}/content", content, methods=["HEAD"], include_in_schema=False)
+
+    @router.delete(
+        "/uploads/{upload_id}", status_code=204, responses=_problems(problems.FORBIDDEN, problems.NOT_FOUND)
+    )
+    async def delete_upload(upload_id: str, principal: Caller) -> Response:
+        """Remove an upload and its file. What was logged about it stays in the database."""
+        await service.delete(upload_id, principal)
+        return Response(status_code=204)
+
+    return router
+
+
+def _check_length(request: Request, limit: int) -> None:
+    """Refuse before reading when the declared length leaves no doubt: the form around the file is bounded."""
+    declared = request.headers.get("content-length", "")
+    if declared.isdecimal() and int(declared[:20]) > limit + MAX_OVERHEAD:
+        raise too_large(limit)
+
+
+def _encoded(record: UploadRecord) -> str:
+    position = msgspec.json.encode((record.created_at, record.id))
+    return base64.urlsafe_b64encode(position).decode().rstrip("=")
+
+
+def _decoded(cursor: str) -> Cursor:
+    try:
+        position = base64.urlsafe_b64decode(cursor + "=" * (-len(cursor) % 4))
+        moment, upload_id = msgspec.json.decode(position, type=tuple[datetime, str])
+        if moment.tzinfo is None:
+            raise ValueError("a time without its zone")
+    except (ValueError, binascii.Error, msgspec.MsgspecError) as error:
+        raise Problem(problems.VALIDATION, "cursor: use the `next` of a page as it is.") from error
+    return moment, upload_id

@@ -1,0 +1,136 @@
+"""The background job of an upload: hash it, put it in its final place, and log it, exactly once."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+from typing import Final, Protocol
+
+import structlog
+from sqlalchemy.ext.asyncio import AsyncSession
+
+from bongsu.db.models import Upload, UploadLog
+from bongsu.db.session import Database
+from bongsu.jobs.queue import Lease, LeaseLost, Queue
+from bongsu.uploads import rows
+from bongsu.uploads.stores.base import BATCH, Store, StoreError, object_key, segment_key
+
+__all__ = ["FINISH", "Announce", "FinishUpload"]
+
+log = structlog.stdlib.get_logger(__name__)
+
+FINISH: Final = "finish"
+
+
+class Announce(Protocol):
+    """Tells the subscribers of a change of state after its commit. Never raises."""
+
+    async def __call__(self, upload: Upload, entry: UploadLog | None = None) -> None: ...
+
+
+class FinishUpload:
+    """received → stored. The `Handler` of jobs of the kind `finish`.
+
+    Each attempt works under a key of its own; the transaction at the end names the winner. Whoever loses
+    removes only what is his.
+    """
+
+    def __init__(
+        self,
+        database: Database,
+        store: Store,
+        jobs: Queue,
+        announce: Announce,
+        replica: str,
+    ) -> None:
+        self._database = database
+        self._store = store
+        self._jobs = jobs
+        self._announce = announce
+        self._replica = replica
+
+    async def run(self, lease: Lease) -> None:
+        async with self._database.transaction() as session:
+            upload = await rows.process(session, lease.upload_id)
+        if upload is None:
+            raise LeaseLost(f"upload {lease.upload_id} is gone")
+        await self._announce(upload)
+        key = object_key(upload.id, lease.attempt)
+        segment = segment_key(upload.id, upload.epoch)
+        try:
+            await self._store.compose([segment], key)
+            sha256 = await self._hash(key, upload.size)
+            stored, entry = await self._commit(lease, key, sha256)
+        except LeaseLost:
+            await self._store.delete(key)
+            raise
+        # Only now: until that commit the segment is what the next attempt starts from.
+        await self._clean(segment, upload.id, before=lease.attempt)
+        await self._announce(stored, entry)
+
+    async def _hash(self, key: str, size: int) -> str:
+        """SHA-256 of the object in hex. Raises `StoreError` unless it has `size` bytes."""
+        digest = hashlib.sha256()
+        reader = await self._store.open(key)
+        try:
+            if reader.size != size:
+                raise StoreError(f"the file has {reader.size} bytes in the store instead of {size}")
+            for offset in range(0, size, BATCH):
+                await asyncio.to_thread(digest.update, await reader.read(offset, BATCH))
+        finally:
+            await reader.close()
+        return digest.hexdigest()
+
+    async def _commit(self, lease: Lease, key: str, sha256: str) -> tuple[Upload, UploadLog]:
+        """The one transaction: job done, upload stored, log row written. Raises `LeaseLost`."""
+        async with self._database.transaction() as session:
+            await self._jobs.complete(session, lease)
+            upload = await rows.store(
+                session, lease.upload_id, key=key, sha256=sha256, finished_by=self._replica
+            )
+            if upload is None:
+                raise LeaseLost(f"upload {lease.upload_id} is gone")
+            assert upload.received_at is not None
+            assert upload.stored_at is not None
+            entry = UploadLog(
+                job_id=lease.job_id,
+                upload_id=upload.id,
+                filename=upload.filename,
+                size=upload.size,
+                sha256=sha256,
+                owner=upload.owner,
+                received_by=upload.received_by,
+                finished_by=self._replica,
+                created_at=upload.created_at,
+                received_at=upload.received_at,
+                stored_at=upload.stored_at,
+                duration=(upload.stored_at - upload.created_at).total_seconds(),
+                attempts=lease.attempt,
+            )
+            session.add(entry)
+        return upload, entry
+
+    async def _clean(self, segment: str, upload_id: str, *, before: int) -> None:
+        try:
+            await self._store.delete(segment)
+            for attempt in range(1, before):
+                await self._store.delete(object_key(upload_id, attempt))
+        except StoreError as error:
+            # The upload is stored; to fail its job now would be a lie. The rest goes with the upload.
+            log.warning("what an upload left could not be removed", upload=upload_id, error=str(error))
+
+    async def give_up(self, session: AsyncSession, lease: Lease, error: Exception) -> None:
+        # What the store says is fit for the caller; anything else is for the log and the job's row.
+        reason = str(error) if isinstance(error, StoreError) else "an unexpected error, see the server's log"
+        await rows.fail(
+            session,
+            lease.upload_id,
+            error=f"Given up after {lease.failures + 1} failures: {reason}.",
+            finished_by=self._replica,
+        )
+
+    async def gave_up(self, lease: Lease) -> None:
+        async with self._database.session() as session:
+            found = await rows.get(session, lease.upload_id)
+        if found is not None:
+            await self._announce(found[0])
