@@ -308,6 +308,20 @@ async def test_an_unknown_kid_is_final_only_after_a_read_that_began_later(
     assert (await tokens.verify_connection(new, now=NOW + RETRY_DELAY)).user == "42"
 
 
+async def test_a_read_that_was_under_way_already_condemns_nobody(
+    server: KeyServer, tokens: TokenVerifier
+) -> None:
+    server.gate.clear()
+    first = asyncio.create_task(tokens.verify_connection(good("made-up"), now=NOW))
+    await server.requested.wait()
+    second = asyncio.create_task(tokens.verify_connection(good("maybe-new"), now=NOW))
+    await asyncio.sleep(0)  # lets it join the read
+    server.gate.set()
+    outcomes = await asyncio.gather(first, second, return_exceptions=True)
+    assert [type(outcome) for outcome in outcomes] == [InvalidToken, KeysUnavailable]
+    assert len(server.asked) == 1
+
+
 async def test_a_clock_that_was_set_back_does_not_keep_old_keys(
     server: KeyServer, tokens: TokenVerifier
 ) -> None:
