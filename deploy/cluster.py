@@ -36,9 +36,9 @@ _OURS = ("BONGSU_BROKER_URL", "BONGSU_DATABASE_URL", "BONGSU_REPLICA")
 class Cluster:
     """`replicas` replicas behind nginx on 127.0.0.1:`port` (0: a free one), with Redis and PostgreSQL.
 
-    State is in `root`/var/cluster; `root` is the clone unless a test wants a cluster of its own. `env` is
-    added to each replica's environment. Start it from the main thread: its processes end with the thread
-    that started them.
+    State is in `root`/var/cluster, and `root` holds an nginx.conf; it is the clone unless a test wants a
+    cluster of its own. `env`, by default our own environment, is the replicas' too, less what makes them a
+    cluster. Start it from the main thread: its processes end with the thread that started them.
     """
 
     def __init__(
@@ -74,7 +74,7 @@ class Cluster:
             on_line=self._voice("postgres"),
             keep_open=(self._lock,),
         )
-        self._env = {**self._replica_env(os.environ), **(env or {})}
+        self._env = self._replica_env(os.environ if env is None else env)
         self.replicas = [
             Replica(
                 name,
@@ -191,16 +191,17 @@ class Cluster:
                 self._console.alarm(child.name, f"DIED ({how}). The others go on; its log: {child.log_path}")
 
     def _replica_env(self, outer: Mapping[str, str]) -> dict[str, str]:
-        return {
+        made = {
+            "BONGSU_LOG__FORMAT": "console"
+            if self._console is not None and self._console.is_terminal
+            else "json",
             "BONGSU_STORAGE_URL": f"file://{self.state / 'storage'}",
             "BONGSU_FORWARDED_ALLOW_IPS": "127.0.0.1",
-            "BONGSU_API_KEY": outer.get("BONGSU_API_KEY") or read_or_make_secret(self.state / "api.key"),
-            "BONGSU_TOKEN__HMAC_SECRET": outer.get("BONGSU_TOKEN__HMAC_SECRET")
-            or read_or_make_secret(self.state / "token.secret"),
-            **outer,
-            "BONGSU_BROKER_URL": self.redis.url,
-            "BONGSU_DATABASE_URL": self.postgres.url(),
+            "BONGSU_API_KEY": read_or_make_secret(self.state / "api.key"),
+            "BONGSU_TOKEN__HMAC_SECRET": read_or_make_secret(self.state / "token.secret"),
         }
+        ours = {"BONGSU_BROKER_URL": self.redis.url, "BONGSU_DATABASE_URL": self.postgres.url()}
+        return {**made, **outer, **ours}
 
     def _migrate(self) -> None:
         done = subprocess.run(
@@ -222,8 +223,11 @@ class Cluster:
     def _timed(self, name: str, done: str) -> Iterator[None]:
         began = time.monotonic()
         yield
+        self._say(name, f"{done} ({time.monotonic() - began:.1f} s)")
+
+    def _say(self, name: str, line: str) -> None:
         if self._console is not None:
-            self._console.say(name, f"{done} ({time.monotonic() - began:.1f} s)")
+            self._console.announce(name, line)
 
 
 def _raise_file_limit() -> None:
@@ -234,15 +238,15 @@ def _raise_file_limit() -> None:
         resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
 
 
-def run(replicas: int, port: int) -> int:
-    """Run a cluster in this clone until SIGINT or SIGTERM; the exit status."""
+def run(root: Path, replicas: int, port: int) -> int:
+    """Run a cluster in `root` until SIGINT or SIGTERM. Returns the exit status: 0 after a clean end."""
     console = Console()
     refused = [name for name in _OURS if name in os.environ]
     if refused:
         console.alarm("cluster", f"brings its own Redis, PostgreSQL and names: unset {', '.join(refused)}")
         return 2
     try:
-        cluster = Cluster(replicas=replicas, port=port, console=console)
+        cluster = Cluster(root, replicas=replicas, port=port, console=console)
     except StartError as error:
         console.alarm("cluster", str(error))
         return 1
@@ -261,19 +265,19 @@ def run(replicas: int, port: int) -> int:
     signal.signal(signal.SIGTERM, on_signal)
     try:
         with cluster:
-            console.say("cluster", f"Bongsu is at {cluster.url} with {replicas} replicas; Ctrl-C stops it")
-            console.say("cluster", f"data, logs and secrets are in {cluster.state}")
+            console.announce("cluster", f"Bongsu is at {cluster.url}, {replicas} replicas; Ctrl-C stops it")
+            console.announce("cluster", f"data, logs and secrets are in {cluster.state}")
             try:
                 while True:
                     cluster.report_deaths()
                     time.sleep(0.2)
             finally:
-                console.say("cluster", "stopping; once more to kill")
+                console.announce("cluster", "stopping; once more kills")
     except StartError as error:
         console.alarm("cluster", str(error))
         return 1
     except KeyboardInterrupt:
-        console.say("cluster", "stopped; the data stays")
+        console.announce("cluster", "stopped; the data stays")
     return 0
 
 
@@ -283,8 +287,9 @@ def main() -> int:
     parser.add_argument(
         "--port", type=int, default=8080, help="nginx's port on 127.0.0.1; 0 picks a free one"
     )
+    parser.add_argument("--root", type=Path, default=REPOSITORY, help="where nginx.conf is and var/ goes")
     options = parser.parse_args()
-    return run(options.replicas, options.port)
+    return run(options.root.resolve(), options.replicas, options.port)
 
 
 if __name__ == "__main__":

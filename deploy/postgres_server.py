@@ -102,7 +102,7 @@ class PostgresServer:
         if not (self._data / "PG_VERSION").exists():
             self._initdb()
         self.child.start()
-        self.child.await_ready(lambda: self._client("pg_isready", "-q") == 0)
+        self.child.await_ready(lambda: self._client("pg_isready", "-d", "postgres").returncode == 0)
 
     def stop(self) -> None:
         self.child.stop()
@@ -131,7 +131,8 @@ class PostgresServer:
 
     def ensure_database(self) -> None:
         """Create the database `bongsu` unless an earlier run did."""
-        if self._client("psql", "-qAt", "-d", _ROLE, "-c", "select 1") != 0:
+        query = f"select 1 from pg_database where datname = '{_ROLE}'"
+        if self._client("psql", "-qAt", "-d", "postgres", "-c", query).stdout.strip() != "1":
             self.create_database(_ROLE)
 
     def _initdb(self) -> None:
@@ -157,14 +158,12 @@ class PostgresServer:
             raise StartError(f"initdb failed\n{made.stdout}")
 
     def _must(self, program: str, *arguments: str) -> None:
-        done = self._run(self._program(program), *self._address(), *arguments, env=self._client_env())
+        done = self._client(program, *arguments)
         if done.returncode != 0:
             raise StartError(f"{program} failed: {done.stdout}")
 
-    def _client(self, program: str, *arguments: str) -> int:
-        return self._run(
-            self._program(program), *self._address(), *arguments, env=self._client_env()
-        ).returncode
+    def _client(self, program: str, *arguments: str) -> subprocess.CompletedProcess[str]:
+        return self._run(self._program(program), *self._address(), *arguments, env=self._client_env())
 
     def _address(self) -> tuple[str, ...]:
         return ("-h", "127.0.0.1", "-p", str(self.port), "-U", _ROLE)

@@ -44,7 +44,7 @@ class Replica:
             log=log,
             env=env,
             cwd=cwd,
-            grace=30,  # it tells its clients to reconnect and finishes what it has taken on
+            grace=35,  # it gives itself 30 to tell its clients to reconnect and finish what it has taken on
             on_line=on_line,
             keep_open=keep_open,
         )
