@@ -10,6 +10,7 @@ import contextlib
 from collections.abc import AsyncIterator, Awaitable, Callable, MutableMapping
 from typing import Any, TypeAlias
 
+import msgspec
 import structlog
 from broadcaster import BroadcastBackend
 from fastapi import FastAPI, Request
@@ -19,9 +20,14 @@ from bongsu import __version__
 from bongsu.api.errors import install_error_handlers
 from bongsu.api.health import health_router
 from bongsu.api.publish import OPENAPI_SECURITY, ServerApi, openapi_paths
+from bongsu.api.uploads import uploads_router
 from bongsu.auth import TokenVerifier
 from bongsu.brokers import Broker, adapt, broker_from_url
 from bongsu.brokers.base import BrokerError
+from bongsu.db.migrate import migrate, require_migrated
+from bongsu.db.session import Database
+from bongsu.jobs.queue import Queue
+from bongsu.jobs.worker import Worker
 from bongsu.metrics import Metrics
 from bongsu.node.admission import Admission, headers_of
 from bongsu.node.channels import BROADCAST, Channels
@@ -31,7 +37,9 @@ from bongsu.protocol.messages import Principal, Publication
 from bongsu.protocol.problems import Problem
 from bongsu.settings import Settings, load
 from bongsu.transports.plain import PlainTransport
-from bongsu.transports.sockets import refuse
+from bongsu.transports.sockets import answer, refuse
+from bongsu.uploads.service import UploadService
+from bongsu.uploads.stores import store_from_url
 from bongsu.web.routes import web_router
 
 Scope: TypeAlias = MutableMapping[str, Any]
@@ -59,7 +67,7 @@ class Bongsu:
             else broker_from_url(settings.broker_url, prefix=settings.redis_prefix),
             metrics=metrics,
         )
-        channels = Channels(
+        self._channels = channels = Channels(
             settings.channels.without_namespace, settings.channels.namespaces, open_to_all=settings.dev
         )
         self._admission = Admission(
@@ -77,6 +85,24 @@ class Bongsu:
             message_size_limit=settings.plain.message_size_limit,
         )
         self._server_api = ServerApi(self.node, channels, self._admission, metrics)
+        self.database = Database(settings.database_url)
+        queue = Queue(self.database, settings.replica, lease=settings.upload.job_lease)
+        self._uploads = UploadService(
+            self.database,
+            store_from_url(settings.storage_url),
+            queue,
+            self._publish_event,
+            settings.replica,
+            settings.upload,
+        )
+        self._worker = Worker(
+            self.database,
+            queue,
+            self._uploads.handlers(),
+            concurrency=settings.upload.jobs_at_once,
+            poll=settings.upload.job_poll,
+            chores=[self._uploads.sweep],
+        )
         self._http = self._make_http()
 
     def _make_http(self) -> FastAPI:
@@ -84,7 +110,8 @@ class Bongsu:
             title="Bongsu", version=__version__, docs_url=None, redoc_url=None, openapi_url="/openapi.json"
         )
         install_error_handlers(app)
-        app.include_router(health_router(self.node, dev=self.settings.dev, version=__version__))
+        app.include_router(health_router(self.node, self._worker, dev=self.settings.dev, version=__version__))
+        app.include_router(uploads_router(self._uploads, self._authorize))
         app.include_router(
             web_router(
                 title="Bongsu", version=__version__, replica=self.settings.replica, dev=self.settings.dev
@@ -108,20 +135,51 @@ class Bongsu:
 
     @contextlib.asynccontextmanager
     async def running(self) -> AsyncIterator[None]:
-        """Started in this order, stopped in the opposite one: database, jobs, node."""
+        """Started in this order, stopped in the opposite one: database, node, jobs.
+
+        Raises `MigrationsPending`, `DatabaseUnavailable`. A broker that is away is waited for.
+        """
         async with contextlib.AsyncExitStack() as stack:
             if self._verifier is not None:
                 stack.push_async_callback(self._verifier.aclose)
+            await self._open_database()
+            stack.push_async_callback(self.database.stop)
             await self.node.start()
             stack.push_async_callback(self.node.stop)
+            await self._worker.start()
+            stack.push_async_callback(self._worker.stop)
             log.info("replica is up", broker=self.node.broker.kind, dev=self.settings.dev)
             yield
 
-    async def authorize(self, request: Request) -> Principal:
-        """FastAPI dependency of the upload side. Raises `Problem`."""
+    async def _open_database(self) -> None:
+        url = self.settings.database_url
+        # A shared database in production changes when its operator says so (`bongsu migrate`), not because
+        # one replica of a rolling upgrade happened to start first.
+        if self.database.is_sqlite or self.settings.dev:
+            for revision in await migrate(url):
+                log.info("the database was migrated", revision=revision)
+        else:
+            await require_migrated(url)
+        await self.database.start()
+
+    # For whoever mounts us
+
+    async def publish(self, channel: str, data: object) -> None:
+        """Publish `data` (anything JSON) to every subscriber of `channel`, on every replica.
+
+        Raises `BrokerUnavailable` (nothing happened, try again), `OutcomeUnknown`, `BadChannelName`,
+        `UnknownNamespace`, and TypeError for what is not JSON.
+        """
+        self._channels.check_name(channel)
+        self._channels.options(channel)
+        await self.node.publish(channel, Publication(msgspec.json.encode(data)))
+
+    # What the rooms are given
+
+    async def _authorize(self, request: Request) -> Principal:
         return await self._admission.admit(headers_of(request.scope))
 
-    async def publish_event(self, channel: str, data: bytes) -> None:
+    async def _publish_event(self, channel: str, data: bytes) -> None:
         """What the upload side tells its subscribers: at most once, and never in the way of the upload."""
         try:
             await self.node.publish(channel, Publication(data))
@@ -138,6 +196,11 @@ class Bongsu:
         path = _route_path(scope)
         if scope["type"] == "websocket":
             await self._websocket(scope, receive, send, path)
+            return
+        try:
+            self._admission.check_method(scope["method"], headers_of(scope))
+        except Problem as problem:
+            await answer(problem, send)
             return
         if path.startswith("/api/"):
             await self._server_api.serve(scope, receive, send, path.removeprefix("/api/"))

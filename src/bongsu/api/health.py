@@ -8,6 +8,7 @@ from fastapi import APIRouter, Response
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 from pydantic import BaseModel
 
+from bongsu.jobs.worker import Worker
 from bongsu.node.beacon import Health
 from bongsu.node.node import Node
 
@@ -54,9 +55,13 @@ class Status(BaseModel):
     broker: BrokerStatus
 
 
-def health_router(node: Node, *, dev: bool, version: str) -> APIRouter:
+def health_router(node: Node, worker: Worker, *, dev: bool, version: str) -> APIRouter:
     """The four endpoints of one replica."""
     router = APIRouter(tags=["health"])
+
+    def health_now() -> Health:
+        # Uploads are answered before their jobs are done: without a worker that answer is a lie.
+        return node.health() if worker.alive else Health.FAILED
 
     @router.get("/livez", summary="The process works (asks nobody else)", response_class=Response)
     async def livez() -> Response:
@@ -68,7 +73,7 @@ def health_router(node: Node, *, dev: bool, version: str) -> APIRouter:
         responses={503: {"model": Ready, "description": "Not ready; `health` says why"}},
     )
     async def readyz(response: Response) -> Ready:
-        health = node.health()
+        health = health_now()
         response.status_code = 200 if health is Health.READY else 503
         response.headers["cache-control"] = "no-store"
         return Ready(ready=health is Health.READY, health=health.value, broker=node.broker.state.value)
@@ -77,7 +82,7 @@ def health_router(node: Node, *, dev: bool, version: str) -> APIRouter:
     async def status(response: Response) -> Status:
         response.headers["cache-control"] = "no-store"
         now = time.time()
-        health = node.health()
+        health = health_now()
         replicas = [
             ReplicaStatus(
                 replica=beat.replica,

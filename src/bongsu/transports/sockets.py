@@ -166,7 +166,12 @@ async def refuse(problem: Problem, send: Send, *, extensions: Any) -> None:
     if "websocket.http.response" not in (extensions or {}):
         await send({"type": "websocket.close", "code": 1008, "reason": problem.kind.code})
         return
+    await answer(problem, send, prefix="websocket.http.response")
+
+
+async def answer(problem: Problem, send: Send, *, prefix: str = "http.response") -> None:
+    """A problem document as ASGI messages."""
     body = problem.body()
     headers = [*problem.headers(), (b"content-length", str(len(body)).encode())]
-    await send({"type": "websocket.http.response.start", "status": problem.kind.status, "headers": headers})
-    await send({"type": "websocket.http.response.body", "body": body})
+    await send({"type": f"{prefix}.start", "status": problem.kind.status, "headers": headers})
+    await send({"type": f"{prefix}.body", "body": body})
