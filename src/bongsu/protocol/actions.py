@@ -7,8 +7,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from .errors import Disconnect
-from .messages import (
+from bongsu.protocol.errors import Disconnect
+from bongsu.protocol.messages import (
     ConnectRequest,
     HistoryRequest,
     PresenceRequest,

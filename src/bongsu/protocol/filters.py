@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping
 from decimal import Decimal, InvalidOperation
 from typing import Final
 
-from .messages import FilterNode
+from bongsu.protocol.messages import FilterNode
 
 MAX_DEPTH: Final = 16
 """Nodes in one another."""

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Annotated
 import msgspec
 from msgspec import Meta
 
-from .errors import Disconnect, Error, Unsubscribe
+from bongsu.protocol.errors import Disconnect, Error, Unsubscribe
 
 # A payload inside a request. msgspec must be told to slice it out unparsed; the codec then replaces the
 # slice, which would keep the whole frame alive, by bytes of its own before anybody sees the request.

@@ -15,8 +15,8 @@ from enum import Enum, auto
 from math import ceil
 from typing import Final
 
-from . import errors
-from .actions import (
+from bongsu.protocol import errors
+from bongsu.protocol.actions import (
     Action,
     Authenticate,
     Close,
@@ -29,8 +29,8 @@ from .actions import (
     Subscribe,
     Unsubscribe,
 )
-from .errors import Disconnect, Error
-from .messages import (
+from bongsu.protocol.errors import Disconnect, Error
+from bongsu.protocol.messages import (
     Command,
     ConnectRequest,
     ConnectResult,

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Final, Protocol
 
-from ..messages import Command, EmulationRequest, Publication, Push, Reply
+from bongsu.protocol.messages import Command, EmulationRequest, Publication, Push, Reply
 
 MAX_FRAME_SIZE: Final = 64 * 1024
 """Bytes of one incoming frame, unless a codec is made with another bound."""

@@ -1,9 +1,7 @@
 """The JSON encoding: documents separated by newlines, payloads embedded as they are.
 
 A payload is sliced out of the frame and joined into the next one; nothing decodes it. What makes this safe
-is checked on the way in: the frame is UTF-8 (else one publisher could make every browser of a channel drop
-its connection), its JSON is well-formed, it nests no deeper than `MAX_DEPTH`, and it keeps no raw newline
-(which would end a document) nor carriage return (which would end an SSE field).
+is checked on the way in (`documents`).
 
 Source: the Centrifuge client protocol, §2 "Framing", §3 "Command and Reply", §15.3, §16.
 """
@@ -11,15 +9,16 @@ Source: the Centrifuge client protocol, §2 "Framing", §3 "Command and Reply", 
 from __future__ import annotations
 
 from collections.abc import Iterable
-from itertools import accumulate
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
 import msgspec
 from msgspec import Raw, Struct
 
-from .. import delta
-from ..errors import BAD_REQUEST, INAPPROPRIATE_PROTOCOL, ProtocolError
-from ..messages import (
+from bongsu.protocol import delta
+from bongsu.protocol.codec import MAX_FRAME_SIZE, documents
+from bongsu.protocol.codec.documents import DocumentError
+from bongsu.protocol.errors import BAD_REQUEST, INAPPROPRIATE_PROTOCOL, ProtocolError
+from bongsu.protocol.messages import (
     MAX_UINT64,
     PUSH_NAMES,
     REQUESTS,
@@ -42,11 +41,8 @@ from ..messages import (
     SubscribeRequest,
     UInt32,
 )
-from . import MAX_FRAME_SIZE
 
-MAX_DEPTH: Final = 128
-"""Arrays and objects in one another, the command's own included. Far above real payloads, far below the
-depth at which anybody's recursive parser, ours or a subscriber's, runs out of stack."""
+T = TypeVar("T")
 
 # Sent even when zero, as are user and client of a ClientInfo: SDKs read these without looking whether they
 # are there.
@@ -63,9 +59,6 @@ _WireCommand = msgspec.defstruct(
 )
 _command_decoder: Final = msgspec.json.Decoder(_WireCommand)
 _connect_decoder: Final = msgspec.json.Decoder(ConnectRequest)
-_raw_decoder: Final = msgspec.json.Decoder(Raw)
-_object_decoder: Final = msgspec.json.Decoder(dict[str, Raw])
-_array_decoder: Final = msgspec.json.Decoder(list[Raw])
 
 
 class _WireEmulation(Struct):
@@ -75,22 +68,6 @@ class _WireEmulation(Struct):
 
 
 _emulation_decoder: Final = msgspec.json.Decoder(_WireEmulation)
-
-
-def canonical(document: bytes) -> bytes:
-    """`document` without the whitespace that would break framing; ValueError when it is not JSON.
-
-    For payloads that come from elsewhere than a frame. Everything but raw newlines, carriage returns and
-    whitespace around the document stays byte-exact.
-    """
-    try:
-        _check_utf8(document)
-        if _too_deep(document):
-            raise ValueError("the JSON document nests too deep")
-        document = bytes(_raw_decoder.decode(document))
-    except (UnicodeDecodeError, msgspec.DecodeError, RecursionError) as error:
-        raise ValueError("not a JSON document") from error
-    return _one_line(document)
 
 
 class JsonCodec:
@@ -124,13 +101,14 @@ class JsonCodec:
 
     def reply(self, reply: Reply) -> bytes:
         """One reply document."""
-        return _encode({"id": reply.id, RESULT_NAMES[type(reply.result)]: _plain(reply.result)})
+        name = RESULT_NAMES[type(reply.result)].encode()
+        return b'{"id":%d,"%b":%b}' % (reply.id, name, encode_object(reply.result))
 
     def push(self, push: Push) -> bytes:
         """One push document."""
         channel = b'"channel":%b,' % _encode(push.channel) if push.channel else b""
         name = PUSH_NAMES[type(push.body)].encode()
-        return b'%b%b"%b":%b%b' % (self._head, channel, name, _encode(_plain(push.body)), self._tail)
+        return b'%b%b"%b":%b%b' % (self._head, channel, name, encode_object(push.body), self._tail)
 
     def push_prefix(self, channel: str) -> bytes:
         """A publication push up to and with the brace that opens the publication."""
@@ -156,8 +134,8 @@ class JsonCodec:
     def _checked(self, frame: bytes | str) -> bytes:
         try:
             octets = frame.encode() if isinstance(frame, str) else frame
-            _check_utf8(octets)
-        except UnicodeError as error:
+            documents.check_utf8(octets)
+        except (UnicodeEncodeError, DocumentError) as error:
             raise ProtocolError(BAD_REQUEST, "the frame is not UTF-8") from error
         if len(octets) > self._max_size:
             raise ProtocolError(BAD_REQUEST, "the frame is too large")
@@ -174,38 +152,17 @@ def _command(line: bytes) -> Command:
     return Command(wire.id)
 
 
-def _typed(decoder: msgspec.json.Decoder[Any], document: bytes) -> Any:
-    if _too_deep(document):
-        raise ProtocolError(BAD_REQUEST, "the JSON document nests too deep")
+def _typed(decoder: msgspec.json.Decoder[T], document: bytes) -> T:
     try:
-        try:
-            return decoder.decode(document)
-        except msgspec.ValidationError:
-            # The wire lets null stand for any field's zero value; the types do not. Rare enough to pay twice.
-            return decoder.decode(_encode(_without_nulls(Raw(document))))
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-        raise ProtocolError(BAD_REQUEST, "not a command") from error
-
-
-def _without_nulls(value: Raw) -> Any:
-    """`value` without members that are null, except payloads, where null is a value."""
-    document = bytes(value)
-    if document.startswith(b"{"):
-        members = _object_decoder.decode(document).items()
-        return {
-            key: member if key == "data" else _without_nulls(member)
-            for key, member in members
-            if key == "data" or bytes(member) != b"null"
-        }
-    if document.startswith(b"["):
-        return [_without_nulls(element) for element in _array_decoder.decode(document)]
-    return value
+        return documents.decode(decoder, document)
+    except DocumentError as error:
+        raise ProtocolError(BAD_REQUEST, str(error)) from error
 
 
 def _finish(request: Request) -> None:
     """Check what the types could not, and let go of the frame."""
     if isinstance(request, _WITH_DATA):
-        request.data = _one_line(bytes(request.data))
+        request.data = documents.one_line(bytes(request.data))
     if isinstance(request, SubscribeRequest):
         _check_uint64(request.offset)
     elif isinstance(request, ConnectRequest):
@@ -223,32 +180,6 @@ def _check_uint64(value: int) -> None:
         raise ProtocolError(BAD_REQUEST, "an offset is out of range")
 
 
-def _check_utf8(octets: bytes) -> None:
-    if not octets.isascii():  # nearly all are, and this is much faster
-        octets.decode()
-
-
-def _one_line(document: bytes) -> bytes:
-    # Inside strings both are escaped, so what is raw is whitespace between tokens.
-    if b"\n" in document or b"\r" in document:
-        return document.translate(None, b"\r\n")
-    return document
-
-
-_BRACKETS: Final = bytes.maketrans(b"{[", b"[[").translate(bytes.maketrans(b"}", b"]"))
-_NOT_BRACKETS: Final = bytes(set(range(256)) - set(b"[]{}"))
-
-
-def _too_deep(document: bytes) -> bool:
-    if document.count(b"[") + document.count(b"{") <= MAX_DEPTH:
-        return False  # nearly every document; the rest pays for a walk
-    # Brackets inside strings open nothing. Escapes first, so that \" does not end its string.
-    outside = b"".join(document.replace(b"\\\\", b"").replace(b'\\"', b"").split(b'"')[::2])
-    brackets = outside.translate(_BRACKETS, _NOT_BRACKETS)
-    depths = accumulate(1 if bracket == 0x5B else -1 for bracket in brackets)
-    return any(depth > MAX_DEPTH for depth in depths)
-
-
 def _not_json() -> ProtocolError:
     return ProtocolError(INAPPROPRIATE_PROTOCOL, "the payload is not JSON")
 
@@ -256,8 +187,8 @@ def _not_json() -> ProtocolError:
 def _embedded(payload: bytes) -> bytes:
     """A payload off the hot path, checked: it may come from a token or a Protobuf client."""
     try:
-        return canonical(payload)
-    except ValueError as error:
+        return documents.canonical(payload)
+    except DocumentError as error:
         raise _not_json() from error
 
 
@@ -294,6 +225,11 @@ def _client_info(info: ClientInfo) -> bytes:
     conn_info = b',"conn_info":' + _embedded(info.conn_info) if info.conn_info else b""
     chan_info = b',"chan_info":' + _embedded(info.chan_info) if info.chan_info else b""
     return b'{"user":%b,"client":%b%b%b}' % (_encode(info.user), _encode(info.client), conn_info, chan_info)
+
+
+def encode_object(value: object) -> bytes:
+    """A message type as the wire's JSON: zero values left out, payloads raw. ProtocolError as in `Codec`."""
+    return _encode(_plain(value))
 
 
 def _plain(value: Any) -> Any:

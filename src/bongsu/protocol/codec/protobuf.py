@@ -20,9 +20,10 @@ from google.protobuf.descriptor_pool import DescriptorPool
 from google.protobuf.message import DecodeError
 from google.protobuf.message_factory import GetMessageClass
 
-from .. import delta
-from ..errors import BAD_REQUEST, ProtocolError
-from ..messages import (
+from bongsu.protocol import delta
+from bongsu.protocol.codec import MAX_FRAME_SIZE
+from bongsu.protocol.errors import BAD_REQUEST, ProtocolError
+from bongsu.protocol.messages import (
     PUSH_NAMES,
     REQUESTS,
     RESULT_NAMES,
@@ -38,7 +39,6 @@ from ..messages import (
     StreamPosition,
     SubscribeRequest,
 )
-from . import MAX_FRAME_SIZE
 
 
 def _descriptors() -> DescriptorPool:
