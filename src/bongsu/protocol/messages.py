@@ -11,7 +11,7 @@ Source: the Centrifuge client protocol, §3 "Command and Reply", §7 "Pushes", �
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, ClassVar
 
 import msgspec
 from msgspec import Meta
@@ -213,6 +213,9 @@ class EmulationRequest(msgspec.Struct, frozen=True):
     data: bytes
 
 
+# `always_sent` names what JSON sends even when it is zero, as `user` and `client` of a ClientInfo are too: SDKs
+# read these without looking whether they are there. Every other zero value is left out.
+
 # ---- results -------------------------------------------------------------------------------------------
 
 
@@ -259,16 +262,22 @@ class PublishResult(msgspec.Struct):
 class PresenceResult(msgspec.Struct):
     """`presence` maps client ids to their infos."""
 
+    always_sent: ClassVar = frozenset({"presence"})
+
     presence: Mapping[str, ClientInfo] = {}
 
 
 class PresenceStatsResult(msgspec.Struct):
+    always_sent: ClassVar = frozenset({"num_clients", "num_users"})
+
     num_clients: int = 0
     num_users: int = 0
 
 
 class HistoryResult(msgspec.Struct):
     """`epoch` and `offset` are the stream's top, whatever `publications` holds."""
+
+    always_sent: ClassVar = frozenset({"publications", "epoch", "offset"})
 
     publications: Sequence[Publication] = ()
     epoch: str = ""

@@ -28,9 +28,6 @@ from bongsu.protocol.messages import (
     ConnectRequest,
     EmulationRequest,
     HistoryRequest,
-    HistoryResult,
-    PresenceResult,
-    PresenceStatsResult,
     Publication,
     PublishRequest,
     Push,
@@ -43,14 +40,6 @@ from bongsu.protocol.messages import (
 )
 
 T = TypeVar("T")
-
-# Sent even when zero, as are user and client of a ClientInfo: SDKs read these without looking whether they
-# are there.
-_ALWAYS_SENT: Final[dict[type, frozenset[str]]] = {
-    PresenceResult: frozenset({"presence"}),
-    PresenceStatsResult: frozenset({"num_clients", "num_users"}),
-    HistoryResult: frozenset({"publications", "epoch", "offset"}),
-}
 
 _encode = msgspec.json.Encoder().encode
 _WireCommand = msgspec.defstruct(
@@ -240,7 +229,7 @@ def _plain(value: Any) -> Any:
         case ClientInfo():
             return Raw(_client_info(value))
         case Struct():
-            always = _ALWAYS_SENT.get(type(value), frozenset())
+            always = getattr(value, "always_sent", ())
             members = ((name, getattr(value, name)) for name in value.__struct_fields__)
             return {name: _plain(member) for name, member in members if member or name in always}
         case bytes():
