@@ -61,11 +61,7 @@ def configure_logging(
         redact,
     ]
     if as_json:
-        # One name for the text of an event in every line, as log collectors expect it.
-        last += [
-            structlog.processors.EventRenamer("message"),
-            structlog.processors.JSONRenderer(ensure_ascii=False),
-        ]
+        last += [_in_reading_order, structlog.processors.JSONRenderer(ensure_ascii=False)]
     else:
         # repr: a channel name or user id with control characters must not steer the operator's terminal.
         last.append(
@@ -104,6 +100,12 @@ class _ReplicaName:
     def __call__(self, logger: WrappedLogger, method: str, event: EventDict) -> EventDict:
         event.setdefault("replica", self._replica)
         return event
+
+
+def _in_reading_order(logger: WrappedLogger, method: str, event: EventDict) -> EventDict:
+    """structlog processor: when, how severe and what come first; collectors call the text `message`."""
+    first = {"timestamp": event.pop("timestamp"), "level": event.pop("level"), "message": event.pop("event")}
+    return {**first, **event}
 
 
 def _is_secret(key: str) -> bool:

@@ -49,6 +49,7 @@ def test_a_line_outside_a_terminal_is_json_with_replica_level_time_and_fields(
 ) -> None:
     structlog.get_logger("bongsu.test").info("client connected", channel="봉수", clients=3)
     (line,) = lines()
+    assert list(line)[:3] == ["timestamp", "level", "message"]
     assert line.pop("timestamp").endswith("Z")
     assert line == {
         "message": "client connected",
