@@ -102,8 +102,7 @@ class Worker:
         done, _ = await asyncio.wait({task}, timeout=grace)
         if not done:
             task.cancel()
-        with suppress(asyncio.CancelledError):
-            await task
+            await asyncio.wait({task})  # if it broke before, `_ended` has said so
 
     def _ended(self, task: asyncio.Task[None]) -> None:
         if not task.cancelled() and (error := task.exception()) is not None:
