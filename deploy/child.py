@@ -21,6 +21,9 @@ __all__ = ["Child", "MissingProgram", "StartError", "find_program", "free_port",
 # to itself.
 _PORTS = range(20_000, 32_000)
 
+SYSTEM_DIRECTORIES = ("/usr/sbin", "/usr/local/sbin")
+"""Where programs such as nginx are that are not on everybody's PATH."""
+
 
 class StartError(RuntimeError):
     """A program did not start, or not in time; the message ends with the tail of its log."""
@@ -44,11 +47,11 @@ def free_port() -> int:
 
 
 def find_program(name: str, package: str, extra: Sequence[Path] = ()) -> str:
-    """Path of the executable `name`: from `extra` directories first, then PATH, then the system's sbin.
+    """Path of the executable `name`: from `extra` directories first, then PATH, then `SYSTEM_DIRECTORIES`.
 
     Raises MissingProgram, naming the Debian `package` to install.
     """
-    places = [*map(str, extra), os.environ.get("PATH", os.defpath), "/usr/sbin", "/usr/local/sbin"]
+    places = [*map(str, extra), os.environ.get("PATH", os.defpath), *SYSTEM_DIRECTORIES]
     found = shutil.which(name, path=os.pathsep.join(places))
     if found is None:
         raise MissingProgram(f"{name} is not installed. On Debian or Ubuntu: apt-get install {package}")
