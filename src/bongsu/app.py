@@ -7,6 +7,7 @@ realtime and uploads, meet here and in the channel `uploads:feed`, nowhere else.
 from __future__ import annotations
 
 import contextlib
+import fnmatch
 from collections.abc import AsyncIterator, Awaitable, Callable, MutableMapping
 from typing import Any, TypeAlias
 
@@ -14,6 +15,7 @@ import msgspec
 import structlog
 from broadcaster import BroadcastBackend
 from fastapi import FastAPI, Request
+from starlette.middleware.cors import CORSMiddleware
 from starlette.routing import Mount
 
 from bongsu import __version__
@@ -87,9 +89,10 @@ class Bongsu:
         self._server_api = ServerApi(self.node, channels, self._admission, metrics)
         self.database = Database(settings.database_url)
         queue = Queue(self.database, settings.replica, lease=settings.upload.job_lease)
+        self._store = store_from_url(settings.storage_url)
         self._uploads = UploadService(
             self.database,
-            store_from_url(settings.storage_url),
+            self._store,
             queue,
             self._publish_event,
             settings.replica,
@@ -110,6 +113,15 @@ class Bongsu:
             title="Bongsu", version=__version__, docs_url=None, redoc_url=None, openapi_url="/openapi.json"
         )
         install_error_handlers(app)
+        if self.settings.allowed_origins:
+            app.add_middleware(
+                CORSMiddleware,
+                allow_origin_regex="|".join(map(fnmatch.translate, self.settings.allowed_origins)),
+                allow_credentials=True,
+                allow_methods=["*"],
+                allow_headers=["*"],
+                expose_headers=["Location", "Content-Disposition", "X-Bongsu-Replica"],
+            )
         app.include_router(health_router(self.node, self._worker, dev=self.settings.dev, version=__version__))
         app.include_router(uploads_router(self._uploads, self._authorize))
         app.include_router(
@@ -135,15 +147,17 @@ class Bongsu:
 
     @contextlib.asynccontextmanager
     async def running(self) -> AsyncIterator[None]:
-        """Started in this order, stopped in the opposite one: database, node, jobs.
+        """Started in this order, stopped in the opposite one: database, storage, node, jobs.
 
-        Raises `MigrationsPending`, `DatabaseUnavailable`. A broker that is away is waited for.
+        Raises `MigrationsPending`, `DatabaseUnavailable`, `StoreError`. A broker that is away is waited for.
         """
         async with contextlib.AsyncExitStack() as stack:
             if self._verifier is not None:
                 stack.push_async_callback(self._verifier.aclose)
             await self._open_database()
             stack.push_async_callback(self.database.stop)
+            await self._store.start()
+            stack.push_async_callback(self._store.stop)
             await self.node.start()
             stack.push_async_callback(self.node.stop)
             await self._worker.start()

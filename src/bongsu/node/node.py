@@ -184,14 +184,20 @@ class Node:
         self._beacon.heard(beat, now=time.monotonic())
 
     async def _beat_forever(self) -> None:
-        last = self.health()
+        last, since = self.health(), time.monotonic()
         while True:
             await self._beat()
             health = self._beacon.judge(now=time.monotonic())
             self._show(health)
-            if health is not last and Health.STARTING not in (health, last):
-                log.warning("health changed", was=last.value, now=health.value)
-            last = health
+            if health is not last:
+                if Health.STARTING not in (health, last):
+                    log.warning("health changed", was=last.value, now=health.value)
+                last, since = health, time.monotonic()
+            if health is Health.DEAF and self.clients and time.monotonic() - since > PATIENCE:
+                # A new reading connection did not help either, and the others hear each other: these clients
+                # are better off there. Who connects meanwhile is refused, so this ends.
+                log.error("moving clients to replicas that hear", clients=len(self.clients))
+                await self.disconnect_all(within=PERIOD)
             await asyncio.sleep(PERIOD)
 
     async def _beat(self) -> None:

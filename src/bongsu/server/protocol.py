@@ -9,6 +9,7 @@ the peer has closed, since the kernel answers unread bytes with a reset that ove
 from __future__ import annotations
 
 import asyncio
+import logging
 import socket
 import sys
 from typing import Any, cast
@@ -42,6 +43,9 @@ _TCP_NOTSENT_LOWAT = 25  # <linux/tcp.h>; the socket module has it since Python 
 
 log = structlog.get_logger("bongsu.server")
 
+_websockets_log = logging.getLogger("bongsu.server.websockets")
+_websockets_log.setLevel(logging.WARNING)
+
 
 class BongsuWebSocketProtocol(WebSocketsSansIOProtocol):
     """Also the `RawSocket` that it offers: one object a connection."""
@@ -51,6 +55,9 @@ class BongsuWebSocketProtocol(WebSocketsSansIOProtocol):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self._receiver: Receiver | None = None
+        self._failed_with: int | None = None
+        # Else it logs "connection open" for every client.
+        self.conn.logger = _websockets_log
         self._cut_off: asyncio.TimerHandle | None = None
 
     # Handshake
@@ -223,6 +230,7 @@ class BongsuWebSocketProtocol(WebSocketsSansIOProtocol):
         self.stop_keepalive()
         closed = self.conn.close_sent
         if closed is not None:
+            self._failed_with = closed.code
             self.queue.put_nowait(
                 {"type": "websocket.disconnect", "code": closed.code, "reason": closed.reason}
             )
@@ -237,6 +245,7 @@ class BongsuWebSocketProtocol(WebSocketsSansIOProtocol):
 
     def keepalive_timeout(self) -> None:
         super().keepalive_timeout()
+        self._failed_with = CloseCode.INTERNAL_ERROR
         # The base class only asks the transport to close, which a peer that reads nothing can put off for
         # ever.
         self._cut_off_after(CUT_OFF)
@@ -281,7 +290,7 @@ class BongsuWebSocketProtocol(WebSocketsSansIOProtocol):
     def _tell_lost(self) -> None:
         if self._receiver is not None:
             receiver, self._receiver = self._receiver, _NOBODY
-            receiver.lost()
+            receiver.lost(self._failed_with)
 
 
 class _Nobody:
@@ -295,7 +304,7 @@ class _Nobody:
 
     def resumed(self) -> None: ...
 
-    def lost(self) -> None: ...
+    def lost(self, code: int | None) -> None: ...
 
 
 _NOBODY = _Nobody()

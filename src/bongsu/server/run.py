@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import math
+import resource
 import signal
 import socket
 import threading
@@ -31,6 +32,7 @@ log = structlog.get_logger("bongsu.server")
 def run(settings: Settings) -> int:
     """Serve until SIGTERM or SIGINT. Returns the process's exit status: 0 after a clean end."""
     configure_logging(level=settings.log.level, format=settings.log.format, replica=settings.replica)
+    _raise_file_limit()
     app = Bongsu(settings)
     config = BongsuConfig(
         app,
@@ -46,6 +48,9 @@ def run(settings: Settings) -> int:
         server_header=False,
         proxy_headers=bool(settings.forwarded_allow_ips),
         forwarded_allow_ips=settings.forwarded_allow_ips,
+        # Longer than nginx keeps an idle upstream connection: the other way round, now and then a request
+        # would meet a connection that is just being closed.
+        timeout_keep_alive=75,
         timeout_graceful_shutdown=math.ceil(settings.shutdown.timeout),
     )
     config.server_headers = [(b"x-bongsu-replica", settings.replica.encode())]
@@ -57,6 +62,13 @@ def run(settings: Settings) -> int:
     except SystemExit as stop:  # uvicorn's word for "could not start"; the reason is in the log
         return stop.code if isinstance(stop.code, int) else 1
     return 0
+
+
+def _raise_file_limit() -> None:
+    """A client is a file descriptor, and the usual soft limit is 1,024."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft != hard:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 
 
 class BongsuServer(Server):

@@ -90,6 +90,7 @@ class PlainTransport:
             self._node,
             channel,
             self._message_size_limit,
+            scope["client"][0] if scope.get("client") else "",
             may_publish=may_publish,
         )
         session.client = client = Client(socket, self._node.hub, self._options, principal, session.left)
@@ -162,13 +163,25 @@ class PlainTransport:
 class PlainSession:
     """One plain client: what it says is published, in order."""
 
-    __slots__ = ("_channel", "_limit", "_may_publish", "_node", "_publishing", "client", "joined")
+    __slots__ = (
+        "_channel",
+        "_code",
+        "_limit",
+        "_may_publish",
+        "_node",
+        "_peer",
+        "_publishing",
+        "client",
+        "joined",
+    )
 
     client: Client
     joined: Channel | None
 
-    def __init__(self, node: Node, channel: str, limit: int, *, may_publish: bool) -> None:
+    def __init__(self, node: Node, channel: str, limit: int, peer: str, *, may_publish: bool) -> None:
         self._node = node
+        self._peer = peer
+        self._code: int | None = None
         self._channel = channel
         self._limit = limit
         self._may_publish = may_publish
@@ -209,7 +222,10 @@ class PlainSession:
     def resumed(self) -> None:
         self.client.resumed()
 
-    def lost(self) -> None:
+    def lost(self, code: int | None) -> None:
+        if code is not None:
+            self._code = code
+            self._node.metrics.disconnects.labels(code).inc()
         self.client.lost()
 
     # Ends
@@ -221,7 +237,7 @@ class PlainSession:
         if self.client in self._node.clients:
             self._node.remove(self.client)
             closed_with = self.client.closed_with
-            log.info("client left", code=closed_with.code if closed_with else None, **self._facts())
+            log.info("client left", code=closed_with.code if closed_with else self._code, **self._facts())
 
     def _published(self, _: asyncio.Future[None]) -> None:
         self._publishing -= 1
@@ -232,6 +248,7 @@ class PlainSession:
         return {
             "connection": self.client.id,
             "user": self.client.principal.user,
+            "peer": self._peer,
             "channel": self._channel,
             "here": len(self._node.clients),
             "cluster": self._node.count_cluster(),

@@ -41,8 +41,11 @@ class Receiver(Protocol):
 
     def resumed(self) -> None: ...
 
-    def lost(self) -> None:
-        """The connection is gone; called once, last."""
+    def lost(self, code: int | None) -> None:
+        """The connection is gone; called once, last.
+
+        `code`: what the transport itself closed it with, because the peer broke a rule or fell silent.
+        """
 
 
 class RawSocket(Socket, Protocol):
@@ -115,7 +118,7 @@ class AsgiSocket:
             for task in tasks:
                 task.cancel()
             await asyncio.wait(tasks)
-            receiver.lost()
+            receiver.lost(None)
 
     async def _read(self, receiver: Receiver) -> None:
         while True:
