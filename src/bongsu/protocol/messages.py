@@ -213,8 +213,8 @@ class EmulationRequest(msgspec.Struct, frozen=True):
     data: bytes
 
 
-# `always_sent` names what JSON sends even when it is zero, as `user` and `client` of a ClientInfo are too: SDKs
-# read these without looking whether they are there. Every other zero value is left out.
+# `always_sent` names what JSON sends even when it is zero, as `user` and `client` of a ClientInfo are too:
+# SDKs read these without looking whether they are there. Every other zero value is left out.
 
 # ---- results -------------------------------------------------------------------------------------------
 
