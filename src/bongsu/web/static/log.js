@@ -58,7 +58,7 @@ export function uploadLog({ onFinal }) {
     const uploads = [];
     let next = null;
     for (let page = 0; page < pages; page += 1) {
-      const query = next === null ? "" : `?${new URLSearchParams({ after: next })}`;
+      const query = next === null ? "" : `?${new URLSearchParams({ cursor: next })}`;
       const listed = await (await request(`uploads${query}`)).json();
       uploads.push(...listed.uploads);
       next = listed.next ?? null;
