@@ -1,0 +1,254 @@
+"""The shipped commands against the shipped server, each as a process of its own."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import json
+import os
+import re
+import signal
+from asyncio.subprocess import PIPE, Process
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import httpx
+import pytest
+from tests.servers import BONGSU, RunningServer, free_port
+
+StartServer = Callable[..., RunningServer]
+HMAC_SECRET = "0123456789abcdef0123456789abcdef"
+_DEADLINE = 60.0
+
+
+def environment(server: RunningServer | None, **more: str) -> dict[str, str]:
+    """The environment of a client command: none of our variables but those given here."""
+    inherited = {name: value for name, value in os.environ.items() if not name.startswith("BONGSU_")}
+    ours = {} if server is None else {"BONGSU_URL": server.url, "BONGSU_API_KEY": server.api_key}
+    return {**inherited, **ours, **more}
+
+
+async def run(*arguments: str, env: dict[str, str], input: bytes = b"") -> tuple[int, str, str]:
+    """Exit code, standard output and standard error of one command."""
+    process = await asyncio.create_subprocess_exec(
+        BONGSU, *arguments, env=env, stdin=PIPE, stdout=PIPE, stderr=PIPE
+    )
+    async with asyncio.timeout(_DEADLINE):
+        out, err = await process.communicate(input)
+    assert process.returncode is not None
+    assert b"Traceback" not in err
+    return process.returncode, out.decode(), err.decode()
+
+
+@asynccontextmanager
+async def subscriber(*arguments: str, env: dict[str, str]) -> AsyncIterator[Process]:
+    """`bongsu subscribe`, from its first subscription on; killed at the end if it is still there."""
+    process = await asyncio.create_subprocess_exec(
+        BONGSU, "subscribe", *arguments, env=env, stdout=PIPE, stderr=PIPE
+    )
+    try:
+        await said(process, "subscribed to")
+        yield process
+    finally:
+        if process.returncode is None:
+            process.kill()
+            await process.wait()
+
+
+async def said(process: Process, words: str) -> str:
+    """The next line on standard error that has `words`."""
+    assert process.stderr is not None
+    async with asyncio.timeout(_DEADLINE):
+        while line := (await process.stderr.readline()).decode():
+            if words in line:
+                return line
+    raise AssertionError(f"the command ended without saying “{words}”")
+
+
+async def printed(process: Process) -> str:
+    assert process.stdout is not None
+    async with asyncio.timeout(_DEADLINE):
+        return (await process.stdout.readline()).decode()
+
+
+async def test_what_publish_sends_subscribe_prints_byte_for_byte(bongsu_server: StartServer) -> None:
+    """setup: one server, one subscriber. do: publish by argument and by standard input.
+    expect: the same bytes, one message a line, and an end after the count."""
+    env = environment(bongsu_server())
+    exact = '{"b":1.0,"a":"\\u00e9봉수","n":12345678901234567890,"a":[]}'
+    async with subscriber("broadcast", "--count", "3", env=env) as process:
+        assert (await run("publish", "broadcast", exact, env=env))[0] == 0
+        code, out, err = await run("publish", "broadcast", "-", "--json", env=env, input=b'"two"\n')
+        assert (code, err) == (0, "")
+        assert isinstance(json.loads(out), dict)
+        assert (await run("publish", "broadcast", '"line\\nbreak"', env=env))[0] == 0
+        assert await printed(process) == f"{exact}\n"
+        assert await printed(process) == '"two"\n'
+        assert await printed(process) == '"line\\nbreak"\n'
+        assert await process.wait() == 0
+
+
+async def test_subscribe_prints_json_lines_for_scripts(bongsu_server: StartServer) -> None:
+    env = environment(bongsu_server())
+    async with subscriber("room", "--json", "--count", "1", env=env) as process:
+        await run("publish", "room", '{"a":1}', env=env)
+        assert json.loads(await printed(process)) == {"channel": "room", "message": '{"a":1}'}
+        assert await process.wait() == 0
+
+
+async def test_subscribe_connects_again_after_the_server_was_killed_and_says_so(
+    bongsu_server: StartServer,
+) -> None:
+    server = bongsu_server()
+    env = environment(server)
+    async with subscriber("broadcast", "--count", "1", env=env) as process:
+        server.kill()
+        assert "connection closed" in await said(process, "connecting again in")
+        await asyncio.to_thread(server.start)
+        await said(process, "subscribed to")
+        await run("publish", "broadcast", "1", env=env)
+        assert await printed(process) == "1\n"
+
+
+async def test_ctrl_c_ends_subscribe_with_130_and_no_traceback(bongsu_server: StartServer) -> None:
+    async with subscriber("broadcast", env=environment(bongsu_server())) as process:
+        process.send_signal(signal.SIGINT)
+        async with asyncio.timeout(_DEADLINE):
+            out, err = await process.communicate()
+        assert (process.returncode, out, err) == (130, b"", b"")
+
+
+async def test_publish_is_refused_in_clear_words(bongsu_server: StartServer) -> None:
+    server = bongsu_server()
+    keyless = environment(None, BONGSU_URL=server.url)
+    code, _, err = await run("publish", "broadcast", "1", env=keyless)
+    assert code == 1
+    assert "an API key is needed" in err
+    code, _, err = await run("publish", "broadcast", "1", "--api-key", "wrong", env=keyless)
+    assert code == 1
+    assert "does not accept this API key" in err
+    assert "wrong" not in err
+    code, _, err = await run("publish", "nowhere:x", "1", env=environment(server))
+    assert code == 1
+    assert "not published" in err
+    assert "102" in err
+
+
+async def test_subscribing_to_a_namespace_that_does_not_exist_ends_with_1(bongsu_server: StartServer) -> None:
+    code, out, err = await run("subscribe", "nowhere:x", env=environment(bongsu_server()))
+    assert (code, out) == (1, "")
+    assert "unknown_channel" in err
+
+
+@pytest.mark.parametrize("command", [("publish", "x", "1"), ("subscribe", "x"), ("upload", str(BONGSU))])
+async def test_a_server_that_is_not_there_ends_a_command_with_2_and_one_sentence(
+    command: tuple[str, ...],
+) -> None:
+    url = f"http://127.0.0.1:{free_port()}"
+    code, out, err = await run(*command, "--url", url, env=environment(None))
+    assert (code, out) == (2, "")
+    assert url in err
+    assert "connection refused" in err
+    assert err.count("\n") == 1
+
+
+async def test_a_token_of_the_token_command_opens_a_server_that_is_closed_without(
+    bongsu_server: StartServer,
+) -> None:
+    """Outside --dev a socket needs a token, and the token is never in a log."""
+    server = bongsu_server(dev=False, BONGSU_TOKEN__HMAC_SECRET=HMAC_SECRET)
+    env = environment(server)
+    code, _, err = await run("subscribe", "broadcast", env=env)
+    assert code == 1
+    assert "BONGSU_ACCESS_TOKEN" in err
+    _, token, _ = await run("token", "42", env=environment(None, BONGSU_TOKEN__HMAC_SECRET=HMAC_SECRET))
+    with_token = env | {"BONGSU_ACCESS_TOKEN": token.strip()}
+    async with subscriber("broadcast", "--count", "1", env=with_token) as process:
+        await run("publish", "broadcast", "1", env=env)
+        assert await printed(process) == "1\n"
+    server.stop()
+    assert token.strip() not in server.log()
+    assert server.api_key not in server.log()
+
+
+async def test_serve_in_development_prints_the_key_it_made_and_the_key_works(
+    bongsu_server: StartServer,
+) -> None:
+    server = bongsu_server(BONGSU_API_KEY="")
+    made = re.search(r"API key of this run: (\S+)", server.log())
+    assert made is not None
+    env = environment(None, BONGSU_URL=server.url, BONGSU_API_KEY=made[1])
+    assert (await run("publish", "broadcast", "1", env=env))[0] == 0
+    server.stop()
+    assert server.log().count(made[1]) == 1
+
+
+async def test_upload_waits_until_each_file_is_stored_and_prints_its_hash(
+    bongsu_server: StartServer, tmp_path: Path
+) -> None:
+    server = bongsu_server()
+    one, two = tmp_path / "하나.bin", tmp_path / "two.bin"
+    one.write_bytes(os.urandom(3 * 2**20 + 1))
+    two.write_bytes(b"")
+    code, out, err = await run("upload", str(one), str(two), env=environment(server))
+    assert (code, err) == (0, "")
+    first, second = out.splitlines()
+    assert first.split()[1:] == [
+        "stored",
+        str(3 * 2**20 + 1),
+        hashlib.sha256(one.read_bytes()).hexdigest(),
+        str(one),
+    ]
+    assert second.split()[1:4] == ["stored", "0", hashlib.sha256(b"").hexdigest()]
+    async with httpx.AsyncClient(base_url=server.url) as client:
+        content = await client.get(f"/uploads/{first.split()[0]}/content")
+    assert content.content == one.read_bytes()
+
+
+async def test_upload_prints_records_for_scripts_and_need_not_wait(
+    bongsu_server: StartServer, tmp_path: Path
+) -> None:
+    env = environment(bongsu_server())
+    file = tmp_path / "a.txt"
+    file.write_text("hello")
+    code, out, _ = await run("upload", str(file), "--json", env=env)
+    record = json.loads(out)
+    assert (code, record["state"], record["filename"], record["size"]) == (0, "stored", "a.txt", 5)
+    code, out, _ = await run("upload", str(file), "--json", "--no-wait", env=env)
+    assert code == 0
+    assert json.loads(out)["id"] != record["id"]
+
+
+async def test_a_file_that_is_refused_does_not_stop_the_others(
+    bongsu_server: StartServer, tmp_path: Path
+) -> None:
+    env = environment(bongsu_server(BONGSU_UPLOAD__MAX_SIZE="1KiB"))
+    large, small = tmp_path / "large.bin", tmp_path / "small.bin"
+    large.write_bytes(bytes(5 * 2**20))
+    small.write_bytes(b"small")
+    code, out, err = await run("upload", str(large), str(small), env=env)
+    assert code == 1
+    assert "upload_too_large" in err
+    assert out.split()[1] == "stored"
+    assert out.count("\n") == 1
+
+
+def test_uploading_a_large_file_takes_little_memory(bongsu_server: StartServer, tmp_path: Path) -> None:
+    """A file larger than the bound, which a client that reads it whole would exceed."""
+    file = tmp_path / "large.bin"
+    with file.open("wb") as out:
+        out.truncate(256 * 2**20)
+    env = environment(bongsu_server())
+    pid = os.posix_spawn(BONGSU, [str(BONGSU), "upload", str(file), "--no-wait"], env)
+    _, status, usage = os.wait4(pid, 0)
+    assert os.waitstatus_to_exitcode(status) == 0
+    assert usage.ru_maxrss * 1024 < 192 * 2**20
+
+
+async def test_migrate_hides_the_password_of_a_database_that_is_not_there() -> None:
+    url = f"postgresql+asyncpg://user:hunter2@127.0.0.1:{free_port()}/db"
+    code, out, err = await run("migrate", env=environment(None, BONGSU_DATABASE_URL=url))
+    assert (code, out) == (2, "")
+    assert "the database cannot be reached" in err
+    assert "hunter2" not in err
