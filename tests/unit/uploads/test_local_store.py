@@ -1,0 +1,105 @@
+"""What only the store in a directory can get wrong."""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import os
+import stat
+from pathlib import Path
+
+import pytest
+
+from bongsu.uploads.stores import LocalStore, StoreFull, StoreUnavailable, store_from_url
+from bongsu.uploads.stores.base import object_key, segment_key
+from bongsu.uploads.stores.local import FileWriter, _Threads
+
+ID = "01a20b9add5377cdbe9f6b0cc99be853"
+
+
+async def test_a_full_disk_is_reported_as_full() -> None:
+    threads = _Threads(1)
+    writer = FileWriter(Path("/dev/full"), os.open("/dev/full", os.O_WRONLY), threads)
+    with pytest.raises(StoreFull, match="No space left on device"):
+        await writer.write(b"x")
+    await writer.close()
+    threads.close()
+
+
+async def test_a_directory_that_cannot_be_made_is_unavailable_and_not_named(
+    tmp_path: Path,
+) -> None:
+    (tmp_path / "secret-file").touch()
+    store = LocalStore(tmp_path / "secret-file" / "below")
+    with pytest.raises(StoreUnavailable) as caught:
+        await store.start()
+    assert "secret-file" not in str(caught.value)
+    await store.stop()
+
+
+async def test_files_can_be_read_by_their_owner_only(tmp_path: Path) -> None:
+    store = LocalStore(tmp_path / "store")
+    await store.start()
+    writer = await store.open_segment(segment_key(ID, 1))
+    await writer.close()
+    await store.compose([segment_key(ID, 1), segment_key(ID, 1)], object_key(ID, 1))
+    await store.stop()
+    modes = {stat.S_IMODE(path.stat().st_mode) for path in store.root.rglob("*") if path.is_file()}
+    assert modes == {0o600}
+    assert {stat.S_IMODE(path.stat().st_mode) for path in store.root.iterdir()} == {0o700}
+
+
+async def test_a_file_system_without_hard_links_gets_a_copy(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object) -> None:
+        raise OSError(errno.EOPNOTSUPP, os.strerror(errno.EOPNOTSUPP))
+
+    monkeypatch.setattr(os, "link", refuse)
+    store = LocalStore(tmp_path)
+    await store.start()
+    writer = await store.open_segment(segment_key(ID, 1))
+    await writer.write(b"bytes")
+    await writer.commit()
+    await writer.close()
+    await store.compose([segment_key(ID, 1)], object_key(ID, 1))
+    await store.stop()
+    assert (tmp_path / object_key(ID, 1)).read_bytes() == b"bytes"
+    assert (tmp_path / object_key(ID, 1)).stat().st_nlink == 1
+
+
+async def test_a_key_that_leads_out_of_the_directory_is_refused(tmp_path: Path) -> None:
+    store = LocalStore(tmp_path / "store")
+    await store.start()
+    for key in ("../outside", "/etc/passwd", "segments/../../outside"):
+        with pytest.raises(ValueError, match="not a storage key"):
+            await store.delete(key)
+    await store.stop()
+
+
+async def test_the_directory_stays_the_same_when_the_working_directory_changes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    store = store_from_url("file://var/uploads")
+    monkeypatch.chdir("/")
+    await store.start()
+    await store.stop()
+    assert await asyncio.to_thread((tmp_path / "var/uploads/segments").is_dir)
+
+
+@pytest.mark.parametrize(
+    ("url", "path"), [("file:///srv/up", "/srv/up"), ("file:///a%20b%3Fc/%ED%8C%8C", "/a b?c/파")]
+)
+def test_a_file_url_names_a_directory(url: str, path: str) -> None:
+    store = store_from_url(url)
+    assert isinstance(store, LocalStore)
+    assert str(store.root) == path
+
+
+@pytest.mark.parametrize(
+    "url", ["", "file://", "file:///", "file:/srv", "/srv", "s3://bucket/x", "file:///a?b", "file:///a#b"]
+)
+def test_an_unusable_storage_url_is_refused(url: str) -> None:
+    with pytest.raises(ValueError, match="storage"):
+        store_from_url(url)
