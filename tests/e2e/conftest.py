@@ -14,7 +14,6 @@ from deploy.cluster import REPOSITORY, Cluster
 from tests.e2e.listener import Listener
 from tests.servers import outer_environment
 
-StartCluster = Callable[..., Cluster]
 Listen = Callable[[str], Awaitable[Listener]]
 
 
@@ -28,19 +27,33 @@ def cluster_root(tmp_path: Path) -> Iterator[Path]:
     shutil.rmtree(root)
 
 
+@contextlib.contextmanager
+def running_cluster(root: Path, *, replicas: int) -> Iterator[Cluster]:
+    """A cluster in `root` for the length of the block; its data is removed with it."""
+    cluster = Cluster(root, replicas=replicas, env=outer_environment())
+    try:
+        with cluster:
+            yield cluster
+    finally:
+        # Elsewhere than in `root` when we are root: see deploy/postgres_server.py.
+        shutil.rmtree(cluster.postgres.home, ignore_errors=True)
+
+
+@pytest.fixture(scope="module")
+def trio(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
+    """Three replicas for tests that break nothing: starting them takes longer than such a test."""
+    root = tmp_path_factory.mktemp("trio")
+    (root / "nginx.conf").symlink_to(REPOSITORY / "nginx.conf")
+    with running_cluster(root, replicas=3) as cluster:
+        yield cluster
+    shutil.rmtree(root)
+
+
 @pytest.fixture
-def start_cluster(cluster_root: Path) -> Iterator[StartCluster]:
-    """`start_cluster(replicas=2)`: a running cluster, stopped after the test and its data removed."""
-    with contextlib.ExitStack() as ending:
-
-        def start(*, replicas: int, **env: str) -> Cluster:
-            cluster = Cluster(cluster_root, replicas=replicas, env={**outer_environment(), **env})
-            # Elsewhere than in the test's directory when we are root: see deploy/postgres_server.py.
-            ending.callback(shutil.rmtree, cluster.postgres.home)
-            ending.enter_context(cluster)
-            return cluster
-
-        yield start
+def pair(cluster_root: Path) -> Iterator[Cluster]:
+    """Two replicas for a test that kills a part of its cluster."""
+    with running_cluster(cluster_root, replicas=2) as cluster:
+        yield cluster
 
 
 @pytest.fixture

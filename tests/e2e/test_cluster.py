@@ -15,7 +15,6 @@ import httpx
 from deploy.cluster import Cluster
 from tests.e2e.listener import Listener, eventually
 
-StartCluster = Callable[..., Cluster]
 Listen = Callable[[str], Awaitable[Listener]]
 
 
@@ -47,15 +46,14 @@ async def stored(http: httpx.AsyncClient, base: str, upload_id: str) -> dict[str
 
 
 async def test_what_is_sent_through_any_replica_reaches_everybody_in_each_senders_order(
-    start_cluster: StartCluster, listen: Listen, http: httpx.AsyncClient
+    trio: Cluster, listen: Listen, http: httpx.AsyncClient
 ) -> None:
     """
     Setup: three replicas, 30 clients through nginx.
     Do: ten of them, on all replicas, send 20 messages each, all at once.
     Expect: everybody has all 200, each sender's in the order of sending; the cluster's count is 30.
     """
-    cluster = start_cluster(replicas=3)
-    clients = [await listen(f"{cluster.ws_url}/ws") for _ in range(30)]
+    clients = [await listen(f"{trio.ws_url}/ws") for _ in range(30)]
     spread = Counter(client.replica for client in clients)
     assert spread == {"replica-1": 10, "replica-2": 10, "replica-3": 10}
 
@@ -78,21 +76,20 @@ async def test_what_is_sent_through_any_replica_reaches_everybody_in_each_sender
             assert [text for text in client.heard if text.startswith(f"{number}: ")] == texts
 
     async def counts_everybody() -> bool:
-        status = (await http.get(f"{cluster.url}/status")).json()
+        status = (await http.get(f"{trio.url}/status")).json()
         return bool(status["cluster"]["clients"] == 30)
 
     await eventually(counts_everybody, "30 clients counted in the cluster")
 
 
 async def test_an_upload_to_one_replica_is_listed_and_served_by_the_others(
-    start_cluster: StartCluster, http: httpx.AsyncClient
+    trio: Cluster, http: httpx.AsyncClient
 ) -> None:
-    cluster = start_cluster(replicas=3)
     content = os.urandom(3_000_000)
-    upload_id = await upload(http, cluster.replica(1).url, content, name="봉수.bin")
-    await stored(http, cluster.replica(1).url, upload_id)
+    upload_id = await upload(http, trio.replica(1).url, content, name="봉수.bin")
+    await stored(http, trio.replica(1).url, upload_id)
 
-    for replica in cluster.replicas:
+    for replica in trio.replicas:
         listed = (await http.get(f"{replica.url}/uploads")).raise_for_status().json()
         [row] = [row for row in listed["uploads"] if row["id"] == upload_id]
         assert row["filename"] == "봉수.bin"
@@ -104,23 +101,22 @@ async def test_an_upload_to_one_replica_is_listed_and_served_by_the_others(
 
 
 async def test_a_killed_replicas_clients_reconnect_at_once_and_nobody_else_notices(
-    start_cluster: StartCluster, listen: Listen, http: httpx.AsyncClient
+    pair: Cluster, listen: Listen, http: httpx.AsyncClient
 ) -> None:
     """
     Setup: two replicas, ten clients through nginx, five on each. Do: kill -9 replica-1. Expect: its five
     come back on the first try, on replica-2; the other five are undisturbed and hear everything; an upload
     is stored; replica-1 started again takes its share.
     """
-    cluster = start_cluster(replicas=2)
-    clients = [await listen(f"{cluster.ws_url}/ws") for _ in range(10)]
+    clients = [await listen(f"{pair.ws_url}/ws") for _ in range(10)]
     lost = [client for client in clients if client.replica == "replica-1"]
     others = [client for client in clients if client.replica == "replica-2"]
     assert len(lost) == len(others) == 5
 
-    cluster.replica(1).kill()
+    pair.replica(1).kill()
     for client in lost:
         await client.loses_its_connection()
-    back = [await listen(f"{cluster.ws_url}/ws") for _ in lost]
+    back = [await listen(f"{pair.ws_url}/ws") for _ in lost]
     assert {client.replica for client in back} == {"replica-2"}
 
     await others[0].send("still burning")
@@ -128,10 +124,10 @@ async def test_a_killed_replicas_clients_reconnect_at_once_and_nobody_else_notic
     for client in [*others, *back]:
         await client.hears("still burning", "burning again")
         assert not client.closed
-    await stored(http, cluster.url, await upload(http, cluster.url, b"after the kill"))
+    await stored(http, pair.url, await upload(http, pair.url, b"after the kill"))
 
-    cluster.replica(1).start()
-    returned = [await listen(f"{cluster.ws_url}/ws") for _ in range(5)]
+    pair.replica(1).start()
+    returned = [await listen(f"{pair.ws_url}/ws") for _ in range(5)]
     assert {client.replica for client in returned} == {"replica-1"}
     await returned[0].send("the hill is back")
     for client in [*others, *back, *returned]:
@@ -139,25 +135,24 @@ async def test_a_killed_replicas_clients_reconnect_at_once_and_nobody_else_notic
 
 
 async def test_messages_flow_again_after_redis_was_killed_and_readiness_told_it_meanwhile(
-    start_cluster: StartCluster, listen: Listen, http: httpx.AsyncClient
+    pair: Cluster, listen: Listen, http: httpx.AsyncClient
 ) -> None:
-    cluster = start_cluster(replicas=2)
-    first = await listen(f"{cluster.ws_url}/ws")
-    second = await listen(f"{cluster.ws_url}/ws")
+    first = await listen(f"{pair.ws_url}/ws")
+    second = await listen(f"{pair.ws_url}/ws")
     assert {first.replica, second.replica} == {"replica-1", "replica-2"}
 
-    cluster.redis.kill()
+    pair.redis.kill()
 
     async def all_say_that_the_broker_is_down() -> bool:
-        return await healths(http, cluster) == [(503, "broker down")] * 2
+        return await healths(http, pair) == [(503, "broker down")] * 2
 
     await eventually(all_say_that_the_broker_is_down, "both replicas say that the broker is down")
-    newcomer = await listen(f"{cluster.ws_url}/ws")  # nobody is turned away because of it
+    newcomer = await listen(f"{pair.ws_url}/ws")  # nobody is turned away because of it
 
-    cluster.redis.start()
+    pair.redis.start()
 
     async def all_are_ready() -> bool:
-        return await healths(http, cluster) == [(200, "ready")] * 2
+        return await healths(http, pair) == [(200, "ready")] * 2
 
     await eventually(all_are_ready, "both replicas are ready again")
     await first.send("from the first")
@@ -165,25 +160,24 @@ async def test_messages_flow_again_after_redis_was_killed_and_readiness_told_it_
     for client in (first, second, newcomer):
         await client.hears("from the first", "from the second")
         assert not client.closed
-    assert all(replica.running for replica in cluster.replicas)
+    assert all(replica.running for replica in pair.replicas)
 
 
 async def test_a_client_that_stops_reading_is_closed_and_the_others_get_everything(
-    start_cluster: StartCluster, listen: Listen, http: httpx.AsyncClient
+    pair: Cluster, listen: Listen, http: httpx.AsyncClient
 ) -> None:
     """
     Setup: two replicas, 20 clients through nginx; one of them never reads.
     Do: send messages of 4 KB, a few hundred a second, until a replica says that it closed a slow client.
     Expect: exactly one was, with 3008; every other client has every message, in order.
     """
-    cluster = start_cluster(replicas=2)
-    stalled = open_stalled_socket(cluster.url)
-    clients = [await listen(f"{cluster.ws_url}/ws") for _ in range(19)]
+    stalled = open_stalled_socket(pair.url)
+    clients = [await listen(f"{pair.ws_url}/ws") for _ in range(19)]
     sent: list[str] = []
 
     async def slow_clients_closed() -> int:
         closed = 0
-        for replica in cluster.replicas:
+        for replica in pair.replicas:
             metrics = (await http.get(f"{replica.url}/metrics")).text
             counts = re.findall(r'^bongsu_disconnects_total\{code="3008"\} (\S+)$', metrics, re.M)
             closed += sum(int(float(count)) for count in counts)
