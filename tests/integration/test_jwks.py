@@ -408,10 +408,10 @@ async def test_a_server_that_does_not_answer_holds_nobody_longer_than_the_timeou
 
 async def test_closing_ends_a_read_and_frees_those_who_wait(server: KeyServer) -> None:
     server.gate.clear()
-    tokens = make_verifier(server.url)
+    tokens = make_verifier(server.url, jwks_timeout=600)
     waiting = asyncio.create_task(tokens.verify_connection(good(), now=NOW))
     await server.requested.wait()
-    await tokens.aclose()
+    await asyncio.wait_for(tokens.aclose(), 10)
     with pytest.raises(KeysUnavailable):
         await waiting
     assert [task for task in asyncio.all_tasks() if task.get_name() == "read key set"] == []
