@@ -146,7 +146,7 @@ class Child:
         )
         self._pump.start()
 
-    def await_ready(self, ready: Callable[[], bool], *, within: float = 30.0) -> None:
+    def await_ready(self, ready: Callable[[], bool], *, within: float = 60.0) -> None:
         """Wait until `ready()` holds. Raises StartError with the log's tail when it ends or time is up."""
 
         def ready_or_over() -> bool:
