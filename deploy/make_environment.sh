@@ -36,8 +36,11 @@ pip() { .venv/bin/python -m pip --quiet --disable-pip-version-check "$@"; }
 pip install --require-hashes -r "$lock"
 # The build backend is in the lock too, so that nothing unhashed is fetched to install ourselves.
 pip install --no-build-isolation --no-deps --editable .
-# The lock satisfies pyproject.toml, or this says what it lacks.
-pip check
+if ! lacking=$(.venv/bin/python -m pip --disable-pip-version-check check); then
+    echo "$lacking" >&2
+    echo "$lock is behind pyproject.toml: make lock" >&2
+    exit 1
+fi
 
 touch .venv/runtime
 [ "$kind" = runtime ] || touch .venv/dev
