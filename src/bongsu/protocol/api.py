@@ -261,7 +261,7 @@ class ChannelInfo(Struct, frozen=True):
 class ChannelsResult(Struct):
     always_sent: ClassVar = frozenset({"channels"})
 
-    channels: Mapping[str, ChannelInfo]
+    channels: dict[str, ChannelInfo]
 
 
 class NodeInfo(Struct, frozen=True):

@@ -72,7 +72,7 @@ class Publication(msgspec.Struct, frozen=True, gc=False):
     plain: bool = False
     offset: int = 0
     info: ClientInfo | None = None
-    tags: Mapping[str, str] | None = None
+    tags: dict[str, str] | None = None
     delta: bool = False  # `data` is a patch against the previous publication
     binary: bool = False
     epoch: str = ""  # only beside offset 1: a client that knew no epoch learns it
@@ -243,7 +243,7 @@ class ConnectResult(msgspec.Struct, kw_only=True):
     expires: bool = False
     ttl: int = 0
     data: bytes = b""
-    subs: Mapping[str, SubscribeResult] = {}
+    subs: dict[str, SubscribeResult] = {}
     ping: int = 0
     pong: bool = False
     session: str = ""
@@ -264,7 +264,7 @@ class PresenceResult(msgspec.Struct):
 
     always_sent: ClassVar = frozenset({"presence"})
 
-    presence: Mapping[str, ClientInfo] = {}
+    presence: dict[str, ClientInfo] = {}
 
 
 class PresenceStatsResult(msgspec.Struct):

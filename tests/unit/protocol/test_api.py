@@ -75,6 +75,7 @@ from bongsu.protocol.messages import (
             b'{"channel":"c","limit":-1,"since":{"offset":3},"reverse":true}',
             api.HistoryRequest("c", -1, StreamPosition(3), reverse=True),
         ),
+        ("history", b'{"channel":"c"}', api.HistoryRequest("c")),
         ("history_remove", b'{"channel":"c"}', api.HistoryRemoveRequest("c")),
         ("channels", b"{}", api.ChannelsRequest()),
         ("channels", b'{"pattern":null}', api.ChannelsRequest()),

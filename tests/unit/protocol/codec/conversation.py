@@ -43,6 +43,7 @@ PUBLICATIONS: Final = [
     Publication(b"null", offset=1, epoch="xQmZ"),
     Publication(b'"\xeb\xb4\x89"', tags={"k\n": '"'}),
     Publication(b"", offset=2),
+    Publication(b'"%b"' % (b"x" * 200)),
     Publication(b"", info=ClientInfo()),
     Publication(b'"%b"' % (b"x" * 20_000), offset=2**64 - 1, plain=True),
     FULL,

@@ -111,6 +111,15 @@ def test_a_command_is_decoded(wire: str, command: Command) -> None:
     assert JSON.decode(wire.encode()) == [command]
 
 
+def test_bit_2_of_the_flag_asks_for_an_error_where_a_position_cannot_be_recovered() -> None:
+    assert [SubscribeRequest(flag=flag).reject_unrecovered for flag in (0, 1, 2, 3)] == [
+        False,
+        False,
+        True,
+        True,
+    ]
+
+
 def test_of_several_requests_the_first_of_the_protocols_order_counts() -> None:
     names = ["connect", "subscribe", "unsubscribe", "publish", "presence", "presence_stats", "history", "rpc"]
     names += ["send", "refresh", "sub_refresh"]
