@@ -1,0 +1,461 @@
+"""Uploads over real HTTP, on SQLite and on PostgreSQL."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import json
+import os
+import re
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import AsyncExitStack
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+from sqlalchemy import func, select, update
+from sqlmodel import col
+from tests.integration.uploading import UploadServer, serving
+
+from bongsu.db.columns import clock
+from bongsu.db.models import Upload, UploadLog
+from bongsu.uploads.options import UploadOptions
+from bongsu.uploads.stores import SegmentWriter, Store, StoreFull, StoreUnavailable
+
+Serve = Callable[..., Awaitable[UploadServer]]
+
+ANSWER = "파일 업로드 중..."
+MIB = 1024 * 1024
+
+
+@pytest.fixture
+async def serve(database_url: str, tmp_path: Path) -> AsyncIterator[Serve]:
+    """Starts replicas that share one database and one directory."""
+    async with AsyncExitStack() as stack:
+
+        async def start(**given: Any) -> UploadServer:
+            return await stack.enter_async_context(serving(database_url, tmp_path / "files", **given))
+
+        yield start
+
+
+@pytest.fixture
+async def client() -> AsyncIterator[httpx.AsyncClient]:
+    async with httpx.AsyncClient(timeout=30) as client:
+        yield client
+
+
+async def curl(*arguments: str) -> str:
+    process = await asyncio.create_subprocess_exec("curl", "-sS", *arguments, stdout=asyncio.subprocess.PIPE)
+    output, _ = await process.communicate()
+    return output.decode()
+
+
+async def rows(server: UploadServer) -> int:
+    async with server.database.session() as session:
+        return (await session.execute(select(func.count()).select_from(Upload))).scalar_one()
+
+
+def form(content: bytes, filename: str = "a.bin") -> dict[str, Any]:
+    return {"files": {"file": (filename, content, "application/x-thing")}}
+
+
+async def test_curl_uploads_a_file_that_is_answered_stored_logged_and_served_unchanged(
+    serve: Serve, tmp_path: Path, client: httpx.AsyncClient
+) -> None:
+    server = await serve()
+    content = os.urandom(5 * MIB + 17)
+    source = tmp_path / "한글 파일.bin"
+    await asyncio.to_thread(source.write_bytes, content)
+    answer = json.loads(await curl("-F", f"file=@{source}", f"{server.url}/upload-file/"))
+    assert answer["message"] == ANSWER
+    assert answer["status_url"] == f"/uploads/{answer['id']}"
+    event = await server.stored(answer["id"])
+
+    upload = (await client.get(server.url + answer["status_url"])).json()
+    assert upload == event
+    assert upload["filename"] == "한글 파일.bin"
+    assert upload["size"] == len(content)
+    assert upload["sha256"] == hashlib.sha256(content).hexdigest()
+    assert (upload["state"], upload["received_by"], upload["finished_by"]) == ("stored", "r1", "r1")
+    assert upload["created_at"] <= upload["received_at"] <= upload["stored_at"]
+    assert re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d+Z", upload["stored_at"])
+    assert (upload["attempts"], upload["error"]) == (1, None)
+    assert server.states(answer["id"]) == ["receiving", "received", "processing", "stored"]
+    assert (await client.get(f"{server.url}/uploads")).json() == {"uploads": [upload], "next": None}
+    assert (await client.get(f"{server.url}/uploads/{answer['id']}/content")).content == content
+    assert server.kept_files() == [f"objects/{answer['id'][-2:]}/{answer['id']}.1"]
+
+
+async def test_an_api_consumer_is_told_where_to_look(serve: Serve, client: httpx.AsyncClient) -> None:
+    server = await serve()
+    response = await client.post(f"{server.url}/uploads", **form(b"x"))
+    assert (response.status_code, response.json()["message"]) == (202, ANSWER)
+    assert response.headers["location"] == response.json()["status_url"]
+
+
+async def test_the_path_works_without_its_slash(serve: Serve, client: httpx.AsyncClient) -> None:
+    server = await serve()
+    assert (await client.post(f"{server.url}/upload-file", **form(b"x"))).status_code == 200
+
+
+async def test_an_empty_file_is_stored(serve: Serve, client: httpx.AsyncClient) -> None:
+    server = await serve()
+    upload = await server.stored((await client.post(f"{server.url}/uploads", **form(b""))).json()["id"])
+    assert (upload["size"], upload["sha256"]) == (0, hashlib.sha256().hexdigest())
+    response = await client.get(f"{server.url}/uploads/{upload['id']}/content")
+    assert (response.status_code, response.content) == (200, b"")
+
+
+async def test_a_name_that_is_a_path_stays_a_name(serve: Serve, client: httpx.AsyncClient) -> None:
+    server = await serve()
+    response = await client.post(f"{server.url}/upload-file/", **form(b"x", "../../etc/passwd"))
+    upload = await server.stored(response.json()["id"])
+    assert upload["filename"] == "passwd"
+    assert all("passwd" not in name for name in server.kept_files())
+
+
+async def test_an_upload_to_one_replica_is_listed_and_served_by_another(
+    serve: Serve, client: httpx.AsyncClient
+) -> None:
+    first, second = await serve(replica="r1"), await serve(replica="r2")
+    upload_id = (await client.post(f"{first.url}/uploads", **form(b"shared"))).json()["id"]
+    async with asyncio.timeout(30):
+        while (await client.get(f"{second.url}/uploads/{upload_id}")).json()["state"] != "stored":
+            pass
+    assert (await client.get(f"{second.url}/uploads/{upload_id}/content")).content == b"shared"
+
+
+async def test_a_job_that_a_dead_replica_left_is_done_by_the_next_one(
+    serve: Serve, client: httpx.AsyncClient
+) -> None:
+    dead = await serve(replica="dead", working=False)
+    upload_id = (await client.post(f"{dead.url}/uploads", **form(b"left"))).json()["id"]
+    assert (await client.get(f"{dead.url}/uploads/{upload_id}")).json()["state"] == "received"
+    response = await client.get(f"{dead.url}/uploads/{upload_id}/content")
+    assert (response.status_code, response.json()["code"]) == (409, "upload_not_stored")
+    upload = await (await serve(replica="next")).stored(upload_id)
+    assert (upload["received_by"], upload["finished_by"]) == ("dead", "next")
+
+
+async def test_many_at_once_are_each_stored_and_logged_once(serve: Serve, client: httpx.AsyncClient) -> None:
+    server, other = await serve(replica="r1"), await serve(replica="r2")
+    contents = [os.urandom(1000 * n) for n in range(20)]
+    answers = await asyncio.gather(
+        *(
+            client.post(f"{(server, other)[n % 2].url}/uploads", **form(content))
+            for n, content in enumerate(contents)
+        )
+    )
+    ids = [answer.json()["id"] for answer in answers]
+    states: set[str] = set()
+    async with asyncio.timeout(30):
+        while states != {"stored"}:
+            uploads = (await client.get(f"{server.url}/uploads")).json()["uploads"]
+            states = {upload["state"] for upload in uploads}
+    async with server.database.session() as session:
+        logged = (await session.execute(select(col(UploadLog.upload_id), col(UploadLog.sha256)))).all()
+    assert sorted(map(tuple, logged)) == sorted(
+        (upload_id, hashlib.sha256(content).hexdigest())
+        for upload_id, content in zip(ids, contents, strict=True)
+    )
+    assert len(server.kept_files()) == 20
+
+
+REFUSED: list[tuple[dict[str, Any], int, str]] = [
+    ({"files": {"other": ("a", b"x")}}, 400, "file_field_missing"),
+    ({"files": {"file": (None, b"x")}}, 400, "file_name_missing"),
+    ({"data": {"file": "x"}}, 415, "unsupported_media_type"),
+    ({}, 415, "unsupported_media_type"),
+    (
+        {"content": b"--x--cut", "headers": {"content-type": "multipart/form-data; boundary=y"}},
+        400,
+        "multipart_malformed",
+    ),
+]
+
+
+async def test_what_is_no_upload_is_refused_and_leaves_nothing(
+    serve: Serve, client: httpx.AsyncClient
+) -> None:
+    server = await serve()
+    for request, status, code in REFUSED:
+        response = await client.post(f"{server.url}/upload-file/", **request)
+        assert (response.status_code, response.json()["code"]) == (status, code)
+        assert response.headers["content-type"] == "application/problem+json"
+    assert (await rows(server), server.kept_files(), server.events) == (0, [], [])
+
+
+async def test_a_file_over_the_limit_is_refused_before_it_is_read_when_its_length_is_declared(
+    serve: Serve, tmp_path: Path
+) -> None:
+    server = await serve(options=UploadOptions(max_size=1000))
+    source = tmp_path / "big"
+    await asyncio.to_thread(source.write_bytes, bytes(20 * MIB))
+    output = await curl("-w", "\n%{http_code}", "-F", f"file=@{source}", f"{server.url}/uploads")
+    document, _, status = output.rpartition("\n")
+    assert json.loads(document)["code"] == "upload_too_large"
+    assert json.loads(document)["max_size"] == 1000
+    assert status == "413"
+    assert (await rows(server), server.kept_files()) == (0, [])
+
+
+async def test_a_file_over_the_limit_without_a_declared_length_is_refused_as_it_arrives(
+    serve: Serve, tmp_path: Path
+) -> None:
+    server = await serve(options=UploadOptions(max_size=2 * MIB))
+    source = tmp_path / "big"
+    await asyncio.to_thread(source.write_bytes, bytes(20 * MIB))
+    chunked = "Transfer-Encoding: chunked"
+    output = await curl(
+        "-w", "\n%{http_code}", "-H", chunked, "-F", f"file=@{source}", f"{server.url}/uploads"
+    )
+    document, _, status = output.rpartition("\n")
+    assert (json.loads(document)["code"], status) == ("upload_too_large", "413")
+    await server.deleted()
+    assert (await rows(server), server.kept_files()) == (0, [])
+
+
+async def test_a_file_of_exactly_the_limit_is_accepted(serve: Serve, client: httpx.AsyncClient) -> None:
+    server = await serve(options=UploadOptions(max_size=1000))
+    assert (await client.post(f"{server.url}/uploads", **form(bytes(1000)))).status_code == 202
+    response = await client.post(f"{server.url}/uploads", **form(bytes(1001)))
+    assert (response.status_code, response.json()["code"]) == (413, "upload_too_large")
+
+
+async def test_a_client_that_leaves_in_the_middle_leaves_nothing(serve: Serve) -> None:
+    server = await serve()
+    _, writer = await asyncio.open_connection("127.0.0.1", server.port)
+    writer.write(
+        b"POST /uploads HTTP/1.1\r\nHost: x\r\nContent-Length: 9000000\r\n"
+        b"Content-Type: multipart/form-data; boundary=cut\r\n\r\n"
+        b'--cut\r\nContent-Disposition: form-data; name="file"; filename="a"\r\n\r\n' + bytes(3 * MIB)
+    )
+    await writer.drain()
+    await server.until(lambda event: event["upload"].get("state") == "receiving")
+    assert len(server.kept_files()) == 1
+    writer.transport.abort()
+    await server.deleted()
+    assert (await rows(server), server.kept_files()) == (0, [])
+
+
+async def test_a_form_cut_off_by_a_proxy_is_refused_and_leaves_nothing(serve: Serve) -> None:
+    """The length agrees, the last boundary is missing: a whole request with half a file."""
+    server = await serve()
+    reader, writer = await asyncio.open_connection("127.0.0.1", server.port)
+    body = b'--cut\r\nContent-Disposition: form-data; name="file"; filename="a"\r\n\r\nhalf'
+    head = f"POST /uploads HTTP/1.1\r\nHost: x\r\nConnection: close\r\nContent-Length: {len(body)}\r\n"
+    writer.write(head.encode() + b"Content-Type: multipart/form-data; boundary=cut\r\n\r\n" + body)
+    answer = await reader.read()
+    writer.close()
+    await writer.wait_closed()
+    assert answer.startswith(b"HTTP/1.1 400")
+    assert b'"multipart_malformed"' in answer
+    assert (await rows(server), server.kept_files()) == (0, [])
+
+
+class FailingStore:
+    """A store whose disk fails after some bytes: what a real one raises, at the seam where it does."""
+
+    def __init__(self, store: Store, error: Exception) -> None:
+        self._store = store
+        self._error = error
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._store, name)
+
+    async def open_segment(self, key: str) -> SegmentWriter:
+        writer = await self._store.open_segment(key)
+
+        async def fail(data: bytes | bytearray | memoryview) -> None:
+            raise self._error
+
+        writer.write = fail  # type: ignore[method-assign]
+        return writer
+
+
+@pytest.mark.parametrize(
+    ("error", "status", "code"),
+    [(StoreFull("full"), 507, "disk_full"), (StoreUnavailable("away"), 503, "storage_unavailable")],
+)
+async def test_a_disk_that_fails_in_the_middle_is_a_clear_error_and_leaves_nothing(
+    serve: Serve, tmp_path: Path, error: Exception, status: int, code: str
+) -> None:
+    def failing(store: Store) -> Store:
+        broken: Any = FailingStore(store, error)
+        return broken  # type: ignore[no-any-return]
+
+    server = await serve(wrap=failing)
+    source = tmp_path / "big"
+    await asyncio.to_thread(source.write_bytes, bytes(8 * MIB))
+    output = await curl("-w", "\n%{http_code}", "-F", f"file=@{source}", f"{server.url}/upload-file/")
+    document, _, answered = output.rpartition("\n")
+    assert (json.loads(document)["code"], int(answered)) == (code, status)
+    assert (await rows(server), server.kept_files()) == (0, [])
+
+
+async def test_the_log_is_paged_newest_first_without_gaps_while_it_grows(
+    serve: Serve, client: httpx.AsyncClient
+) -> None:
+    server = await serve(working=False)
+    ids = [(await client.post(f"{server.url}/uploads", **form(b"x"))).json()["id"] for _ in range(5)]
+    seen: list[str] = []
+    cursor = None
+    while True:
+        parameters = {"limit": 2} | ({"cursor": cursor} if cursor else {})
+        page = (await client.get(f"{server.url}/uploads", params=parameters)).json()
+        seen += [upload["id"] for upload in page["uploads"]]
+        await client.post(f"{server.url}/uploads", **form(b"later"))
+        if (cursor := page["next"]) is None:
+            break
+    assert seen == ids[::-1]
+
+
+async def test_a_page_that_cannot_be_is_refused(serve: Serve, client: httpx.AsyncClient) -> None:
+    server = await serve(working=False)
+    for query in ("limit=0", "limit=201", "limit=x", "cursor=garbage", "cursor=WzEsMl0"):
+        response = await client.get(f"{server.url}/uploads?{query}")
+        assert (query, response.status_code, response.json()["code"]) == (query, 422, "validation")
+
+
+async def test_content_is_served_so_that_no_browser_runs_it(serve: Serve, client: httpx.AsyncClient) -> None:
+    server = await serve()
+    page = {"files": {"file": ('x"; 파일.html', b"<script>", "text/html")}}
+    upload_id = (await client.post(f"{server.url}/uploads", **page)).json()["id"]  # type: ignore[arg-type]
+    upload = await server.stored(upload_id)
+    headers = (await client.get(f"{server.url}/uploads/{upload_id}/content")).headers
+    assert headers["content-type"] == "application/octet-stream"
+    assert headers["content-security-policy"] == "sandbox; default-src 'none'"
+    assert headers["x-content-type-options"] == "nosniff"
+    assert headers["content-disposition"] == (
+        "attachment; filename=\"x__ __.html\"; filename*=UTF-8''x_%3B%20%ED%8C%8C%EC%9D%BC.html"
+    ).replace("x__ __", "x_; __")
+    assert headers["etag"] == f'"{upload["sha256"]}"'
+
+
+async def test_content_is_served_in_parts_and_only_when_it_changed(
+    serve: Serve, client: httpx.AsyncClient
+) -> None:
+    server = await serve()
+    content = os.urandom(700_000)
+    upload_id = (await client.post(f"{server.url}/uploads", **form(content))).json()["id"]
+    await server.stored(upload_id)
+    url = f"{server.url}/uploads/{upload_id}/content"
+    whole = await client.head(url)
+    assert (whole.status_code, whole.headers["content-length"], whole.content) == (200, "700000", b"")
+    etag = whole.headers["etag"]
+
+    part = await client.get(url, headers={"range": "bytes=100000-599999", "if-range": etag})
+    assert (part.status_code, part.headers["content-range"]) == (206, "bytes 100000-599999/700000")
+    assert part.content == content[100_000:600_000]
+    dated = await client.get(url, headers={"range": "bytes=-1", "if-range": whole.headers["last-modified"]})
+    assert dated.content == content[-1:]
+    other = await client.get(url, headers={"range": "bytes=0-1", "if-range": '"another"'})
+    assert (other.status_code, other.content) == (200, content)
+    same = await client.get(url, headers={"if-none-match": f'"another", W/{etag}'})
+    assert (same.status_code, same.content, same.headers["etag"]) == (304, b"", etag)
+    beyond = await client.get(url, headers={"range": "bytes=700000-"})
+    assert (beyond.status_code, beyond.json()["code"]) == (416, "range_not_satisfiable")
+
+
+async def test_an_upload_is_deleted_by_its_owner_or_the_key_and_nobody_else(
+    serve: Serve, client: httpx.AsyncClient
+) -> None:
+    server = await serve()
+
+    async def uploaded(who: str) -> str:
+        response = await client.post(f"{server.url}/uploads", **form(b"x"), headers={"x-who": who})
+        upload_id: str = (await server.stored(response.json()["id"]))["id"]
+        return f"{server.url}/uploads/{upload_id}"
+
+    async def delete(url: str, who: str) -> int:
+        return (await client.delete(url, headers={"x-who": who})).status_code
+
+    of_ann, of_key, of_nobody = await uploaded("ann"), await uploaded("key"), await uploaded("")
+    assert [await delete(of_ann, who) for who in ("stranger", "bob", "")] == [401, 403, 403]
+    assert [await delete(of_ann, who) for who in ("ann", "ann")] == [204, 404]
+    assert [await delete(of_key, who) for who in ("", "ann", "key")] == [403, 403, 204]
+    assert [await delete(of_nobody, who) for who in ("ann", "")] == [403, 204]
+    assert (await rows(server), server.kept_files()) == (0, [])
+    async with server.database.session() as session:
+        assert (await session.execute(select(func.count()).select_from(UploadLog))).scalar_one() == 3
+
+
+async def test_an_upload_deleted_while_it_arrives_is_refused_at_its_end(
+    serve: Serve, client: httpx.AsyncClient
+) -> None:
+    server = await serve()
+    go_on = asyncio.Event()
+
+    async def slowly() -> AsyncIterator[bytes]:
+        yield b'--cut\r\nContent-Disposition: form-data; name="file"; filename="a"\r\n\r\n' + bytes(2 * MIB)
+        await go_on.wait()
+        yield b"\r\n--cut--\r\n"
+
+    sending = asyncio.create_task(
+        client.post(
+            f"{server.url}/uploads",
+            content=slowly(),
+            headers={"content-type": "multipart/form-data; boundary=cut"},
+        )
+    )
+    event = await server.until(lambda event: event["upload"].get("state") == "receiving")
+    upload_id = event["upload"]["id"]
+    assert (await client.delete(f"{server.url}/uploads/{upload_id}")).status_code == 204
+    go_on.set()
+    response = await sending
+    assert (response.status_code, response.json()["code"]) == (409, "upload_not_stored")
+    assert (await rows(server), server.kept_files()) == (0, [])
+
+
+async def test_what_a_killed_replica_was_receiving_is_swept(serve: Serve, client: httpx.AsyncClient) -> None:
+    """
+    Setup: a row in `receiving` with a segment, and nobody who writes to it any more.
+    Expect: the sweep of another replica removes both; an upload that is alive it leaves alone.
+    """
+    server = await serve(working=False)
+    async with AsyncExitStack() as stack:
+        for name in ("dead", "alive"):
+            receiving = server.service.receive(filename=name, content_type="a/b", owner="")
+            receiver = await stack.enter_async_context(receiving)
+            await receiver.write(bytes(2 * MIB))
+        async with server.database.transaction() as session:
+            silent = update(Upload).where(col(Upload.filename) == "dead").values(touched_at=clock(-3600))
+            await session.execute(silent)
+        await server.service.sweep()
+        uploads = (await client.get(f"{server.url}/uploads")).json()["uploads"]
+        assert [upload["filename"] for upload in uploads] == ["alive"]
+        assert len(server.kept_files()) == 1
+        await receiver.finish()
+
+
+async def test_an_upload_whose_bytes_are_lost_is_failed_with_a_reason_and_says_so(
+    serve: Serve, client: httpx.AsyncClient
+) -> None:
+    first = await serve(working=False)
+    upload_id = (await client.post(f"{first.url}/uploads", **form(b"x"))).json()["id"]
+    await asyncio.to_thread((first.files / f"segments/{upload_id}.1").unlink)
+    second = await serve(replica="r2")
+    second.worker._retry = type(second.worker._retry)(first_delay=0, max_failures=2)
+    event = await second.until(lambda event: event["upload"].get("state") == "failed")
+    assert event["upload"]["error"] == "Given up after 2 failures: there is no such object in the store."
+    response = await client.get(f"{second.url}/uploads/{upload_id}/content")
+    assert (response.status_code, response.json()["code"]) == (409, "upload_not_stored")
+    assert "no such object" in response.json()["detail"]
+
+
+async def test_an_unknown_upload_is_not_found(serve: Serve, client: httpx.AsyncClient) -> None:
+    server = await serve(working=False)
+    for method, path in (("GET", "/uploads/x"), ("GET", "/uploads/x/content"), ("DELETE", "/uploads/x")):
+        response = await client.request(method, server.url + path)
+        assert (response.status_code, response.json()["code"]) == (404, "not_found")
+
+
+async def test_the_form_field_and_the_problems_are_in_the_api_description(serve: Serve) -> None:
+    paths = (await serve(working=False)).app.openapi()["paths"]
+    for path in ("/upload-file/", "/uploads"):
+        post = paths[path]["post"]
+        schema = post["requestBody"]["content"]["multipart/form-data"]["schema"]
+        assert schema["properties"]["file"]["format"] == "binary"
+        assert {"400", "413", "415", "503", "507"} <= post["responses"].keys()

@@ -1,0 +1,131 @@
+"""The upload side of the server as one process on a free port: real HTTP, real database, real files."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import uvicorn
+from fastapi import FastAPI, Request
+
+from bongsu.api.errors import install_error_handlers
+from bongsu.api.uploads import uploads_router
+from bongsu.db.migrate import migrate
+from bongsu.db.session import Database
+from bongsu.jobs.queue import Queue
+from bongsu.jobs.worker import Worker
+from bongsu.protocol import problems
+from bongsu.protocol.messages import Principal
+from bongsu.protocol.problems import Problem
+from bongsu.uploads.options import UploadOptions
+from bongsu.uploads.service import UploadService
+from bongsu.uploads.stores import LocalStore, Store
+
+__all__ = ["UploadServer", "serving"]
+
+PRINCIPALS = {"": Principal(), "ann": Principal(user="ann"), "bob": Principal(user="bob")} | {
+    "key": Principal(trusted=True)
+}
+
+
+@dataclass
+class UploadServer:
+    """A running server. `events` is all that was published to `uploads:feed`, in order."""
+
+    url: str
+    port: int
+    app: FastAPI
+    service: UploadService
+    database: Database
+    files: Path
+    worker: Worker
+    events: list[dict[str, Any]] = field(default_factory=list)
+    _changed: asyncio.Condition = field(default_factory=asyncio.Condition)
+
+    async def publish(self, channel: str, data: bytes) -> None:
+        assert channel == "uploads:feed"
+        async with self._changed:
+            self.events.append(json.loads(data))
+            self._changed.notify_all()
+
+    async def until(self, seen: Callable[[dict[str, Any]], bool]) -> dict[str, Any]:
+        """The first event of which `seen` is true, waited for at most 30 s."""
+        async with asyncio.timeout(30), self._changed:
+            await self._changed.wait_for(lambda: any(map(seen, self.events)))
+        return next(filter(seen, self.events))
+
+    async def stored(self, upload_id: str) -> dict[str, Any]:
+        seen = {"id": upload_id, "state": "stored"}.items()
+        event = await self.until(lambda event: seen <= event["upload"].items())
+        upload: dict[str, Any] = event["upload"]
+        return upload
+
+    async def deleted(self) -> str:
+        event = await self.until(lambda e: e["event"] == "deleted")
+        upload_id: str = event["upload"]["id"]
+        return upload_id
+
+    def states(self, upload_id: str) -> list[str]:
+        return [e["upload"].get("state", "") for e in self.events if e["upload"]["id"] == upload_id]
+
+    def kept_files(self) -> list[str]:
+        """Every file in the store, relative to it."""
+        return sorted(str(path.relative_to(self.files)) for path in self.files.rglob("*") if path.is_file())
+
+
+async def _authorize(request: Request) -> Principal:
+    principal = PRINCIPALS.get(request.headers.get("x-who", ""))
+    if principal is None:
+        raise Problem(problems.UNAUTHORIZED, "Who are you?")
+    return principal
+
+
+@asynccontextmanager
+async def serving(
+    database_url: str,
+    files: Path,
+    options: UploadOptions | None = None,
+    *,
+    replica: str = "r1",
+    wrap: Callable[[Store], Store] = lambda store: store,
+    working: bool = True,
+) -> AsyncIterator[UploadServer]:
+    """Run it; `working=False` leaves the worker out, as on a replica that died right after it answered."""
+    options = options or UploadOptions()
+    await migrate(database_url)
+    database, local = Database(database_url), LocalStore(files)
+    store = wrap(local)
+    await database.start()
+    await store.start()
+    queue = Queue(database, replica)
+
+    async def publish(channel: str, data: bytes) -> None:
+        await server.publish(channel, data)
+
+    service = UploadService(database, store, queue, publish, replica, options)
+    worker = Worker(database, queue, service.handlers(), poll=0.2, chores=[service.sweep])
+    app = FastAPI()
+    install_error_handlers(app)
+    app.include_router(uploads_router(service, _authorize))
+    config = uvicorn.Config(app, port=0, ws="none", lifespan="off", log_config=None)
+    listener = config.bind_socket()
+    listener.listen()  # a client may connect from here on, before the server accepts
+    http = uvicorn.Server(config)
+    port = listener.getsockname()[1]
+    server = UploadServer(f"http://127.0.0.1:{port}", port, app, service, database, files, worker)
+    serving = asyncio.create_task(http.serve([listener]))
+    if working:
+        await worker.start()
+    try:
+        yield server
+    finally:
+        http.should_exit = True
+        await serving
+        await worker.stop()
+        await store.stop()
+        await database.stop()
