@@ -9,7 +9,7 @@ import os
 import re
 import signal
 from asyncio.subprocess import PIPE, Process
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 
@@ -20,6 +20,17 @@ from tests.servers import BONGSU, RunningServer, free_port
 StartServer = Callable[..., RunningServer]
 HMAC_SECRET = "0123456789abcdef0123456789abcdef"
 _DEADLINE = 60.0
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningServer]:
+    """One server for the tests that leave it as it was: starting it takes longer than most of them."""
+    shared = RunningServer(tmp_path_factory.mktemp("server"), {}, dev=True)
+    shared.start()
+    try:
+        yield shared
+    finally:
+        shared.stop()
 
 
 def environment(server: RunningServer | None, **more: str) -> dict[str, str]:
@@ -72,10 +83,10 @@ async def printed(process: Process) -> str:
         return (await process.stdout.readline()).decode()
 
 
-async def test_what_publish_sends_subscribe_prints_byte_for_byte(bongsu_server: StartServer) -> None:
+async def test_what_publish_sends_subscribe_prints_byte_for_byte(server: RunningServer) -> None:
     """setup: one server, one subscriber. do: publish by argument and by standard input.
     expect: the same bytes, one message a line, and an end after the count."""
-    env = environment(bongsu_server())
+    env = environment(server)
     exact = '{"b":1.0,"a":"\\u00e9봉수","n":12345678901234567890,"a":[]}'
     async with subscriber("broadcast", "--count", "3", env=env) as process:
         assert (await run("publish", "broadcast", exact, env=env))[0] == 0
@@ -89,8 +100,8 @@ async def test_what_publish_sends_subscribe_prints_byte_for_byte(bongsu_server: 
         assert await process.wait() == 0
 
 
-async def test_subscribe_prints_json_lines_for_scripts(bongsu_server: StartServer) -> None:
-    env = environment(bongsu_server())
+async def test_subscribe_prints_json_lines_for_scripts(server: RunningServer) -> None:
+    env = environment(server)
     async with subscriber("room", "--json", "--count", "1", env=env) as process:
         await run("publish", "room", '{"a":1}', env=env)
         assert json.loads(await printed(process)) == {"channel": "room", "message": '{"a":1}'}
@@ -111,16 +122,15 @@ async def test_subscribe_connects_again_after_the_server_was_killed_and_says_so(
         assert await printed(process) == "1\n"
 
 
-async def test_ctrl_c_ends_subscribe_with_130_and_no_traceback(bongsu_server: StartServer) -> None:
-    async with subscriber("broadcast", env=environment(bongsu_server())) as process:
+async def test_ctrl_c_ends_subscribe_with_130_and_no_traceback(server: RunningServer) -> None:
+    async with subscriber("broadcast", env=environment(server)) as process:
         process.send_signal(signal.SIGINT)
         async with asyncio.timeout(_DEADLINE):
             out, err = await process.communicate()
         assert (process.returncode, out, err) == (130, b"", b"")
 
 
-async def test_publish_is_refused_in_clear_words(bongsu_server: StartServer) -> None:
-    server = bongsu_server()
+async def test_publish_is_refused_in_clear_words(server: RunningServer) -> None:
     keyless = environment(None, BONGSU_URL=server.url)
     code, _, err = await run("publish", "broadcast", "1", env=keyless)
     assert code == 1
@@ -135,8 +145,8 @@ async def test_publish_is_refused_in_clear_words(bongsu_server: StartServer) -> 
     assert "102" in err
 
 
-async def test_subscribing_to_a_namespace_that_does_not_exist_ends_with_1(bongsu_server: StartServer) -> None:
-    code, out, err = await run("subscribe", "nowhere:x", env=environment(bongsu_server()))
+async def test_subscribing_to_a_namespace_that_does_not_exist_ends_with_1(server: RunningServer) -> None:
+    code, out, err = await run("subscribe", "nowhere:x", env=environment(server))
     assert (code, out) == (1, "")
     assert "unknown_channel" in err
 
@@ -185,9 +195,8 @@ async def test_serve_in_development_prints_the_key_it_made_and_the_key_works(
 
 
 async def test_upload_waits_until_each_file_is_stored_and_prints_its_hash(
-    bongsu_server: StartServer, tmp_path: Path
+    server: RunningServer, tmp_path: Path
 ) -> None:
-    server = bongsu_server()
     one, two = tmp_path / "하나.bin", tmp_path / "two.bin"
     one.write_bytes(os.urandom(3 * 2**20 + 1))
     two.write_bytes(b"")
@@ -207,9 +216,9 @@ async def test_upload_waits_until_each_file_is_stored_and_prints_its_hash(
 
 
 async def test_upload_prints_records_for_scripts_and_need_not_wait(
-    bongsu_server: StartServer, tmp_path: Path
+    server: RunningServer, tmp_path: Path
 ) -> None:
-    env = environment(bongsu_server())
+    env = environment(server)
     file = tmp_path / "a.txt"
     file.write_text("hello")
     code, out, _ = await run("upload", str(file), "--json", env=env)
@@ -234,12 +243,12 @@ async def test_a_file_that_is_refused_does_not_stop_the_others(
     assert out.count("\n") == 1
 
 
-def test_uploading_a_large_file_takes_little_memory(bongsu_server: StartServer, tmp_path: Path) -> None:
+def test_uploading_a_large_file_takes_little_memory(server: RunningServer, tmp_path: Path) -> None:
     """A file larger than the bound, which a client that reads it whole would exceed."""
     file = tmp_path / "large.bin"
     with file.open("wb") as out:
         out.truncate(256 * 2**20)
-    env = environment(bongsu_server())
+    env = environment(server)
     pid = os.posix_spawn(BONGSU, [str(BONGSU), "upload", str(file), "--no-wait"], env)
     _, status, usage = os.wait4(pid, 0)
     assert os.waitstatus_to_exitcode(status) == 0
