@@ -8,6 +8,7 @@ import os
 import pwd
 import shutil
 import signal
+import stat
 import subprocess
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -136,13 +137,11 @@ class PostgresServer:
             self.create_database(_ROLE)
 
     def _initdb(self) -> None:
-        self.home.mkdir(parents=True, exist_ok=True)
-        self.home.chmod(0o700)
-        if self._user is not None:
-            shutil.chown(self.home, self._user, self._user)
+        self._take_home()
         shutil.rmtree(self._data, ignore_errors=True)  # what an interrupted initdb left: it has no PG_VERSION
         first_password = self.home / "initdb.password"
-        first_password.touch(mode=0o600)
+        first_password.unlink(missing_ok=True)
+        first_password.touch(mode=0o600, exist_ok=False)
         try:
             first_password.write_text(self._password)
             if self._user is not None:
@@ -156,6 +155,20 @@ class PostgresServer:
             first_password.unlink(missing_ok=True)
         if made.returncode != 0:
             raise StartError(f"initdb failed\n{made.stdout}")
+
+    def _take_home(self) -> None:
+        # Its name below /var/tmp can be guessed, and anybody may put something there before us: a link that
+        # would have root give away another directory, or a directory of their own to read our data in.
+        self.home.parent.mkdir(parents=True, exist_ok=True)
+        with contextlib.suppress(FileExistsError):
+            self.home.mkdir(mode=0o700)
+        found = self.home.lstat()
+        owners = {os.geteuid()} if self._user is None else {0, pwd.getpwnam(self._user).pw_uid}
+        if not stat.S_ISDIR(found.st_mode) or found.st_uid not in owners:
+            raise StartError(f"{self.home} is not ours: remove it")
+        self.home.chmod(0o700)
+        if self._user is not None:
+            shutil.chown(self.home, self._user, self._user)
 
     def _must(self, program: str, *arguments: str) -> None:
         done = self._client(program, *arguments)

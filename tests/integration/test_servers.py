@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import asyncpg
 import pytest
 import redis.asyncio
-from tests.servers import PostgresServer, RedisServer
+from tests.servers import PostgresServer, RedisServer, StartError
 
 
 def _dsn(url: str) -> str:
@@ -49,3 +51,16 @@ async def test_postgres_keeps_committed_rows_over_a_kill_with_a_session_open(
         assert await connection.fetchval("select hill from beacon") == "Namsan"
     finally:
         await connection.close()
+
+
+def test_a_data_directory_that_somebody_else_put_there_is_refused(tmp_path: Path) -> None:
+    """The fallback below /var/tmp has a name that can be guessed; root must not follow a link from there."""
+    theirs = tmp_path / "theirs"
+    theirs.mkdir(mode=0o755)
+    home = tmp_path / "home"
+    home.symlink_to(theirs)
+    server = PostgresServer(home, password_file=tmp_path / "password", volatile=True)
+    with pytest.raises(StartError, match="is not ours"):
+        server.start()
+    assert list(theirs.iterdir()) == []
+    assert theirs.stat().st_mode & 0o777 == 0o755
