@@ -9,10 +9,12 @@ BIN    := .venv/bin
 PYTEST := $(BIN)/python -m pytest $(ARGS)
 # Every slow or blocking callback and every coroutine never awaited is reported. Spawned servers run without it.
 DEBUG  := PYTHONASYNCIODEBUG=1
+# In `make test` these run so, and whatever else there is in tests/ runs after them without.
+IN_DEBUG_MODE := $(wildcard tests/unit tests/contracts tests/transcripts)
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help setup programs run run-cluster fmt lint types imports unit contract integration e2e test check lock clean
+.PHONY: help setup programs run run-cluster fmt lint types imports unit contract fuzz integration e2e test check lock clean
 
 help: ## list what there is
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  make %-13s %s\n", $$1, $$2 }' Makefile
@@ -24,8 +26,8 @@ run-cluster: .venv/runtime ## nginx, REPLICAS=3, Redis and PostgreSQL on http://
 	@exec $(BIN)/python -m deploy.cluster --replicas $(REPLICAS) --port $(CLUSTER_PORT)
 
 test: setup programs ## every test, after installing the programs it needs where they are missing
-	$(DEBUG) $(PYTEST) tests/unit tests/contracts
-	$(PYTEST) tests/integration tests/e2e
+	$(DEBUG) $(PYTEST) $(IN_DEBUG_MODE)
+	$(PYTEST) tests $(IN_DEBUG_MODE:%=--ignore=%)
 
 check: setup lint types imports test ## exactly what CI runs
 
@@ -39,6 +41,9 @@ unit: setup ## the tests that need no other program
 
 contract: setup programs ## one suite for each seam, over each of its implementations
 	$(DEBUG) $(PYTEST) tests/contracts
+
+fuzz: setup ## what no parser may do, whatever it is given
+	$(PYTEST) tests/fuzz
 
 integration: setup programs ## servers with real Redis, PostgreSQL and Chromium
 	$(PYTEST) tests/integration
