@@ -25,6 +25,9 @@ _SECRET_KEY: Final = re.compile(
 )
 _JWT: Final = re.compile(r"\beyJ[\w-]*\.[\w-]*\.[\w-]*")
 _QUERY: Final = re.compile(r"([?&](?:[\w-]*(?:token|key|secret|password))=)[^&\s\"']+", re.IGNORECASE)
+_CONTROL: Final = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]")
+_CONTROL_IN_LINES: Final = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028\u2029]")
+_OF_SEVERAL_LINES: Final = frozenset({"exception", "stack"})
 
 # Chatty below warning: SQL driver calls with their parameters, and each request of an HTTP client.
 _QUIET: Final = ("aiosqlite", "httpcore", "httpx")
@@ -63,14 +66,12 @@ def configure_logging(
     if as_json:
         last += [_in_reading_order, structlog.processors.JSONRenderer(ensure_ascii=False)]
     else:
-        # repr: a channel name or user id with control characters must not steer the operator's terminal.
-        last.append(
+        last += [
+            _harmless_to_terminals,
             structlog.dev.ConsoleRenderer(
-                colors=stream.isatty(),
-                repr_native_str=True,
-                exception_formatter=structlog.dev.plain_traceback,
-            )
-        )
+                colors=stream.isatty(), exception_formatter=structlog.dev.plain_traceback
+            ),
+        ]
     handler = logging.StreamHandler(stream)
     handler.setFormatter(structlog.stdlib.ProcessorFormatter(processors=last, foreign_pre_chain=first))
     number = logging.getLevelNamesMapping()[level.upper()]
@@ -106,6 +107,22 @@ def _in_reading_order(logger: WrappedLogger, method: str, event: EventDict) -> E
     """structlog processor: when, how severe and what come first; collectors call the text `message`."""
     first = {"timestamp": event.pop("timestamp"), "level": event.pop("level"), "message": event.pop("event")}
     return {**first, **event}
+
+
+def _harmless_to_terminals(logger: WrappedLogger, method: str, event: EventDict) -> EventDict:
+    """structlog processor: control characters as escapes. Channel names, user ids and what exceptions repeat
+    of them come from anybody, and must not steer the operator's terminal or forge a line.
+    """
+    return {
+        key: (_CONTROL_IN_LINES if key in _OF_SEVERAL_LINES else _CONTROL).sub(_escape, value)
+        if isinstance(value, str)
+        else value
+        for key, value in event.items()
+    }
+
+
+def _escape(found: re.Match[str]) -> str:
+    return found[0].encode("unicode_escape").decode()
 
 
 def _is_secret(key: str) -> bool:

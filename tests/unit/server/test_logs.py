@@ -92,11 +92,19 @@ def test_lines_below_the_level_are_not_written(lines: Callable[[], list[dict[str
 def test_a_terminal_gets_readable_lines_in_which_control_characters_are_harmless() -> None:
     stream = Terminal()
     configure_logging(level="info", format="auto", replica="r1", stream=stream)
-    structlog.get_logger("bongsu.test").info("subscribed", channel="a\x1b[2Jb\nc")
+    structlog.get_logger("bongsu.test").info("subscribed", channel="a\x1b[2Jb\nc", clients=["\x1b[2J"])
+    logging.getLogger("elsewhere").warning("bad request %s", "\x1b[2J\n")
     written = stream.getvalue()
     assert "subscribed" in written
     assert "\x1b[2J" not in written
-    assert written.count("\n") == 1
+    assert written.count("\n") == 2
+    try:
+        raise ValueError("\x1b[2J")
+    except ValueError:
+        structlog.get_logger("bongsu.test").exception("refused")
+    written = stream.getvalue()
+    assert "\nTraceback (most recent call last):\n" in written
+    assert "\x1b[2J" not in written
 
 
 def test_the_format_can_be_chosen_whatever_the_stream_is() -> None:

@@ -173,6 +173,14 @@ def test_the_built_in_namespace_cannot_be_set_up(monkeypatch: pytest.MonkeyPatch
     assert "“uploads” is built in" in problem
 
 
+def test_a_namespace_that_is_empty_in_a_weaker_source_keeps_the_options_of_the_stronger(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    toml("[channels.namespaces.chat]")
+    monkeypatch.setenv("BONGSU_CHANNELS__NAMESPACES__CHAT__ALLOW_PUBLISH_FOR_CLIENT", "true")
+    assert load(dev=True).channels.namespaces["chat"].allow_publish_for_client
+
+
 # Values
 
 
@@ -482,6 +490,11 @@ def test_no_secret_is_in_a_problem_or_in_the_settings_as_text(monkeypatch: pytes
     with pytest.raises(ValidationError) as invalid:
         Settings.model_validate({"api_key": secret, "token": {"hmac_secret": [secret]}})
     assert "hunter2" not in str(invalid.value)
+
+
+def test_a_secret_of_the_wrong_kind_is_not_repeated_either() -> None:
+    toml("dev = true\napi_key = 1234567890")
+    assert problems() == ["bongsu.toml: api_key: must be a text"]
 
 
 def load_settings_with(secret: str) -> Settings:
