@@ -51,8 +51,8 @@ class Visit:
         return {urlsplit(url).netloc for url in self.addresses if not url.startswith(("data:", "blob:"))}
 
 
-class Chromium:
-    """Opens pages, each in a context (cookies, storage) of its own."""
+class Visitors:
+    """Opens pages, each in a context (cookies, storage) of its own, until all of them leave."""
 
     def __init__(self, browser: Browser) -> None:
         self._browser = browser
@@ -66,13 +66,17 @@ class Chromium:
         await page.goto(url)
         return visit
 
+    async def leave(self) -> None:
+        for context in self._browser.contexts:
+            await context.close()
+
 
 @contextlib.asynccontextmanager
-async def chromium() -> AsyncIterator[Chromium]:
+async def chromium() -> AsyncIterator[Browser]:
     """A headless Chromium that ends with the block."""
     async with async_playwright() as playwright:
         browser = await playwright.chromium.launch(executable_path=CHROMIUM, args=_FLAGS)
         try:
-            yield Chromium(browser)
+            yield browser
         finally:
             await browser.close()

@@ -10,23 +10,40 @@ from pathlib import Path
 
 import jwt
 import pytest
+import pytest_asyncio
 import websockets
-from playwright.async_api import FilePayload, Page, expect
-from tests.e2e.browser import PHONE, Chromium, Visit, chromium
+from playwright.async_api import Browser, FilePayload, Page, expect
+from tests.e2e.browser import PHONE, Visit, Visitors, chromium
 from tests.servers import RunningServer
 
 StartServer = Callable[..., RunningServer]
 
 
-@pytest.fixture
-async def browser() -> AsyncIterator[Chromium]:
-    async with chromium() as started:
-        yield started
+# One Chromium for all of them, so all run in one event loop.
+pytestmark = pytest.mark.asyncio(loop_scope="module")
+
+# How long to look for what must appear: only a failing test waits that long.
+expect.set_options(timeout=30_000)
 
 
-async def live(browser: Chromium, server: RunningServer) -> Visit:
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def running_chromium() -> AsyncIterator[Browser]:
+    async with chromium() as browser:
+        yield browser
+
+
+@pytest_asyncio.fixture(loop_scope="module")
+async def visitors(running_chromium: Browser) -> AsyncIterator[Visitors]:
+    visitors = Visitors(running_chromium)
+    try:
+        yield visitors
+    finally:
+        await visitors.leave()
+
+
+async def live(visitors: Visitors, server: RunningServer) -> Visit:
     """A visitor whose page is connected: broadcast, feed and status."""
-    visit = await browser.visit(f"{server.url}/")
+    visit = await visitors.visit(f"{server.url}/")
     await connected(visit.page)
     return visit
 
@@ -63,11 +80,11 @@ async def throttle(page: Page, *, bytes_per_second: int) -> None:
 
 
 async def test_two_visitors_see_what_each_of_them_sends(
-    browser: Chromium, bongsu_server: StartServer
+    visitors: Visitors, bongsu_server: StartServer
 ) -> None:
     server = bongsu_server()
-    first = await live(browser, server)
-    second = await browser.visit(f"{server.url}/")
+    first = await live(visitors, server)
+    second = await visitors.visit(f"{server.url}/")
     await expect(second.page.locator("#socket-state")).to_have_attribute("data-phase", "open")
 
     await send(first.page, "남산에 불이 올랐다")
@@ -88,10 +105,10 @@ async def test_two_visitors_see_what_each_of_them_sends(
 
 
 async def test_markup_in_a_message_is_shown_and_not_run(
-    browser: Chromium, bongsu_server: StartServer
+    visitors: Visitors, bongsu_server: StartServer
 ) -> None:
     server = bongsu_server()
-    visit = await live(browser, server)
+    visit = await live(visitors, server)
     markup = (
         "<img src=x onerror=\"document.title='broken into'\"><script>document.title='broken into'</script>"
     )
@@ -102,11 +119,11 @@ async def test_markup_in_a_message_is_shown_and_not_run(
     assert visit.errors == []
 
 
-async def test_the_counts_follow_who_comes_and_goes(browser: Chromium, bongsu_server: StartServer) -> None:
+async def test_the_counts_follow_who_comes_and_goes(visitors: Visitors, bongsu_server: StartServer) -> None:
     """A page holds two sockets, the broadcast's and the feed's: two visitors are four connections."""
     server = bongsu_server(BONGSU_REPLICA="namsan-1")
-    first = await live(browser, server)
-    second = await browser.visit(f"{server.url}/")
+    first = await live(visitors, server)
+    second = await visitors.visit(f"{server.url}/")
     for count in ("#clients-here", "#clients-cluster", "#replicas .clients"):
         await expect(first.page.locator(count)).to_have_text("4")
     await second.page.context.close()
@@ -123,11 +140,11 @@ async def test_the_counts_follow_who_comes_and_goes(browser: Chromium, bongsu_se
 
 
 async def test_chosen_files_are_stored_listed_with_their_hash_and_come_back(
-    browser: Chromium, bongsu_server: StartServer
+    visitors: Visitors, bongsu_server: StartServer
 ) -> None:
     server = bongsu_server()
-    visit, watcher = await live(browser, server), await browser.visit(f"{server.url}/")
-    files = {"봉화 지도.bin": bytes(range(256)) * 4096, "empty & <b>odd</b>.txt": b""}
+    visit, watcher = await live(visitors, server), await visitors.visit(f"{server.url}/")
+    files = {"봉화 지도.bin": bytes(range(256)) * 4096, "empty & odd.txt": b""}
     await visit.page.locator("#files").set_input_files(
         [payload(name, content) for name, content in files.items()]
     )
@@ -148,9 +165,9 @@ async def test_chosen_files_are_stored_listed_with_their_hash_and_come_back(
         assert each.hosts() == {f"127.0.0.1:{server.port}"}
 
 
-async def test_a_dropped_file_is_uploaded(browser: Chromium, bongsu_server: StartServer) -> None:
+async def test_a_dropped_file_is_uploaded(visitors: Visitors, bongsu_server: StartServer) -> None:
     server = bongsu_server()
-    visit = await live(browser, server)
+    visit = await live(visitors, server)
     transfer = await visit.page.evaluate_handle(
         """() => {
             const transfer = new DataTransfer();
@@ -164,10 +181,10 @@ async def test_a_dropped_file_is_uploaded(browser: Chromium, bongsu_server: Star
 
 
 async def test_progress_is_shown_while_a_file_leaves_and_can_be_cancelled(
-    browser: Chromium, bongsu_server: StartServer
+    visitors: Visitors, bongsu_server: StartServer
 ) -> None:
     server = bongsu_server()
-    visit = await live(browser, server)
+    visit = await live(visitors, server)
     await throttle(visit.page, bytes_per_second=100_000)
     await visit.page.locator("#files").set_input_files([payload("slow.bin", b"x" * 2_000_000)])
     await visit.page.wait_for_function(
@@ -183,10 +200,10 @@ async def test_progress_is_shown_while_a_file_leaves_and_can_be_cancelled(
 
 
 async def test_a_refused_file_says_why_in_the_servers_words(
-    browser: Chromium, bongsu_server: StartServer
+    visitors: Visitors, bongsu_server: StartServer
 ) -> None:
     server = bongsu_server(BONGSU_UPLOAD__MAX_SIZE="1000")
-    visit = await live(browser, server)
+    visit = await live(visitors, server)
     async with visit.page.expect_response("**/upload-file/") as answered:
         await visit.page.locator("#files").set_input_files([payload("large.bin", b"x" * 5000)])
     problem = await (await answered.value).json()
@@ -196,9 +213,9 @@ async def test_a_refused_file_says_why_in_the_servers_words(
     await expect(visit.page.locator("#transfers li")).to_have_count(0)
 
 
-async def test_nothing_is_wider_than_a_phone(browser: Chromium, bongsu_server: StartServer) -> None:
+async def test_nothing_is_wider_than_a_phone(visitors: Visitors, bongsu_server: StartServer) -> None:
     server = bongsu_server(BONGSU_REPLICA="a-replica-with-a-name-as-long-as-pods-have-them-7d9f8b6c5-x2x4z")
-    visit = await browser.visit(f"{server.url}/", viewport=PHONE)
+    visit = await visitors.visit(f"{server.url}/", viewport=PHONE)
     await connected(visit.page)
     await send(visit.page, "봉" * 300 + "x" * 300)
     await expect(visit.page.locator("#messages .text")).to_have_count(1)
@@ -210,10 +227,10 @@ async def test_nothing_is_wider_than_a_phone(browser: Chromium, bongsu_server: S
 
 
 async def test_only_the_last_two_hundred_messages_are_kept_and_the_page_says_so(
-    browser: Chromium, bongsu_server: StartServer
+    visitors: Visitors, bongsu_server: StartServer
 ) -> None:
     server = bongsu_server()
-    visit = await live(browser, server)
+    visit = await live(visitors, server)
     async with websockets.connect(f"{server.ws_url}/ws") as sender:
         for number in range(250):
             await sender.send(f"m{number}")
@@ -225,28 +242,28 @@ async def test_only_the_last_two_hundred_messages_are_kept_and_the_page_says_so(
 
 
 async def test_the_page_comes_back_by_itself_after_its_server_died(
-    browser: Chromium, bongsu_server: StartServer
+    visitors: Visitors, bongsu_server: StartServer
 ) -> None:
     server = bongsu_server()
-    visit = await live(browser, server)
+    visit = await live(visitors, server)
     server.kill()
     await expect(visit.page.locator("#socket-state")).to_have_attribute("data-phase", "waiting")
     await expect(visit.page.get_by_role("button", name="보내기")).to_be_disabled()
     await expect(visit.page.locator("#status-error")).not_to_be_empty()
     server.start()
-    await expect(visit.page.locator("#socket-state")).to_have_attribute("data-phase", "open", timeout=30_000)
+    await expect(visit.page.locator("#socket-state")).to_have_attribute("data-phase", "open")
     await send(visit.page, "다시 올랐다")
     await expect(visit.page.locator("#messages .text")).to_have_text(["📢 새로운 알림: 다시 올랐다"])
     await expect(visit.page.locator("#status-error")).to_be_empty()
 
 
 async def test_outside_dev_a_pasted_token_opens_the_page_and_is_in_no_address(
-    browser: Chromium, bongsu_server: StartServer
+    visitors: Visitors, bongsu_server: StartServer
 ) -> None:
     secret = "a-secret-of-the-tests-that-is-long-enough"
     server = bongsu_server(dev=False, BONGSU_TOKEN__HMAC_SECRET=secret)
     token = jwt.encode({"sub": "42", "exp": int(time.time()) + 600}, secret, algorithm="HS256")
-    visit = await browser.visit(f"{server.url}/")
+    visit = await visitors.visit(f"{server.url}/")
     await expect(visit.page.locator("#socket-state")).to_have_attribute("data-phase", "locked")
     await expect(visit.page.locator("#dev-hint")).to_be_hidden()
 
@@ -273,10 +290,10 @@ async def test_outside_dev_a_pasted_token_opens_the_page_and_is_in_no_address(
 
 
 async def test_the_documentation_shows_every_operation_and_asks_nothing_of_others(
-    browser: Chromium, bongsu_server: StartServer
+    visitors: Visitors, bongsu_server: StartServer
 ) -> None:
     server = bongsu_server()
-    visit = await browser.visit(f"{server.url}/docs")
+    visit = await visitors.visit(f"{server.url}/docs")
     document = await (await visit.page.request.get(f"{server.url}/openapi.json")).json()
     methods = {"get", "put", "post", "delete", "options", "head", "patch"}
     operations = sum(len(methods & set(path)) for path in document["paths"].values())
