@@ -12,7 +12,7 @@ find_python() {
             return
         fi
     done
-    echo "Bongsu needs Python 3.11 or newer, and found none ($(python3 --version 2>&1 || echo 'no python3'))." >&2
+    echo "Bongsu needs Python 3.11 or newer, and found none ($(python3 --version 2>/dev/null || echo 'no python3'))." >&2
     echo "Install it, or name it: make PYTHON=/path/to/python3" >&2
     exit 1
 }
