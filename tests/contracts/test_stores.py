@@ -110,14 +110,14 @@ async def test_what_is_not_there_is_missing_and_may_be_deleted(store: Store) -> 
 
 async def test_a_cancelled_write_has_ended_when_it_says_so(store: Store) -> None:
     """If its thread worked on, closing the segment would let it write into another upload's file."""
+    size = 64 * 1024 * 1024
     writer = await store.open_segment(segment_key(ID, 1))
-    writing = asyncio.create_task(writer.write(bytes(16 * 1024 * 1024)))
-    await asyncio.sleep(0)
+    writing = asyncio.create_task(writer.write(bytes(size)))
+    await asyncio.sleep(0)  # one turn of the loop: the write is on its way
     writing.cancel()
     with pytest.raises(asyncio.CancelledError):
         await writing
-    await writer.write(b"the end")
-    await writer.close()
     reader = await store.open(segment_key(ID, 1))
-    assert await reader.read(reader.size - 7, 7) == b"the end"
+    assert reader.size in (0, size)
     await reader.close()
+    await writer.close()
