@@ -39,7 +39,7 @@ def running_cluster(root: Path, *, replicas: int) -> Iterator[Cluster]:
         shutil.rmtree(cluster.postgres.home, ignore_errors=True)
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def trio(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
     """Three replicas for tests that break nothing: starting them takes longer than such a test."""
     root = tmp_path_factory.mktemp("trio")

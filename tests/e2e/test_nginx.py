@@ -1,0 +1,73 @@
+"""The shipped nginx.conf in front of real replicas: what passes, what does not, and what is written down."""
+
+from __future__ import annotations
+
+import socket
+from urllib.parse import urlsplit
+
+import httpx
+import pytest
+import websockets
+from deploy.cluster import Cluster
+from tests.servers import wait_until
+
+
+async def test_a_page_of_the_same_origin_connects_and_a_foreign_one_is_refused(trio: Cluster) -> None:
+    """nginx passes the Host on as the browser typed it, port included; without it no page could connect."""
+    async with websockets.connect(f"{trio.ws_url}/ws", origin=websockets.Origin(trio.url)) as own:
+        assert own.response is not None
+        assert own.response.headers["X-Bongsu-Replica"].startswith("replica-")
+    with pytest.raises(websockets.InvalidStatus) as refused:
+        await websockets.connect(f"{trio.ws_url}/ws", origin=websockets.Origin("https://elsewhere.example"))
+    assert refused.value.response.status_code == 403
+    assert b"problem" in (refused.value.response.body or b"")
+
+
+def test_a_handshake_with_a_blank_subprotocol_header_succeeds(trio: Cluster) -> None:
+    address = urlsplit(trio.url)
+    with socket.create_connection((address.hostname, address.port), timeout=30) as client:
+        client.sendall(
+            f"GET /ws HTTP/1.1\r\nHost: {address.netloc}\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
+            "Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n"
+            "Sec-WebSocket-Protocol: \r\n\r\n".encode()
+        )
+        assert client.recv(1024).startswith(b"HTTP/1.1 101 ")
+
+
+async def test_metrics_are_for_whoever_reaches_the_replicas_only(
+    trio: Cluster, http: httpx.AsyncClient
+) -> None:
+    assert (await http.get(f"{trio.url}/metrics")).status_code == 403
+    for path in ("/metrics/", "//metrics", "/%6detrics"):
+        assert "bongsu_clients" not in (await http.get(f"{trio.url}{path}")).text
+    for replica in trio.replicas:
+        assert "bongsu_clients" in (await http.get(f"{replica.url}/metrics")).text
+
+
+async def test_a_publication_larger_than_nginxs_buffers_passes(
+    trio: Cluster, http: httpx.AsyncClient
+) -> None:
+    """With request buffering an unprivileged worker would need a directory that it may not reach."""
+    answer = await http.post(
+        f"{trio.url}/api/publish",
+        headers={"X-API-Key": trio.api_key},
+        json={"channel": "broadcast", "data": "x" * 50_000},
+    )
+    assert answer.status_code == 200
+    assert "error" not in answer.json()
+
+
+async def test_the_access_log_names_the_replica_and_holds_no_query_string(
+    trio: Cluster, http: httpx.AsyncClient
+) -> None:
+    answer = await http.get(f"{trio.url}/status?token=not-for-the-log")
+    log = trio.state / "log" / "nginx-access.log"
+
+    def logged() -> bool:
+        return any(
+            '"GET /status HTTP/1.1" 200' in line and line.endswith(answer.headers["X-Bongsu-Replica"])
+            for line in log.read_text().splitlines()
+        )
+
+    wait_until(logged, within=30, what="the request in the access log")
+    assert "not-for-the-log" not in log.read_text()
