@@ -286,3 +286,11 @@ def mount(
     app.router.lifespan_context = lifespan
     app.router.routes.append(Mount(path, app=bongsu))
     return bongsu
+
+
+def create_app() -> Bongsu:
+    """For any ASGI server: `uvicorn --factory bongsu.app:create_app`. Settings from the environment.
+
+    `bongsu serve` is faster: its sockets are raw. Raises `SettingsError`.
+    """
+    return Bongsu(load())

@@ -8,6 +8,8 @@ from fnmatch import fnmatchcase
 from typing import Any, TypeAlias
 from urllib.parse import urlsplit
 
+import structlog
+
 from bongsu.auth import InvalidToken, KeysUnavailable, TokenExpired, TokenVerifier, same_secret
 from bongsu.protocol import problems
 from bongsu.protocol.messages import Principal
@@ -21,6 +23,8 @@ TOKEN_SUBPROTOCOL = "bongsu.token."
 
 Unlike a query string, they are in no access log.
 """
+
+log = structlog.get_logger("bongsu.node.admission")
 
 _SAFE_METHODS = frozenset({"GET", "HEAD", "OPTIONS", "TRACE"})
 
@@ -101,15 +105,18 @@ class Admission:
             raise Problem(problems.UNAUTHORIZED, "This server has no key to check tokens with.")
         try:
             claims = await self._verifier.verify_connection(token, now=time.time())
-        except TokenExpired:
+        except TokenExpired as error:
+            log.info("a token was refused", reason=error.reason)
             raise Problem(problems.UNAUTHORIZED, "The token has expired; get a new one.") from None
-        except InvalidToken:
+        except InvalidToken as error:
+            log.info("a token was refused", reason=error.reason)
             raise Problem(problems.UNAUTHORIZED, "The token is not valid here.") from None
-        except KeysUnavailable:
+        except KeysUnavailable as error:
+            log.warning("tokens cannot be checked", reason=error.reason)
             raise Problem(
                 problems.KEYS_UNAVAILABLE, "The keys to check tokens with cannot be read.", retry_after=1
             ) from None
-        return Principal(user=claims.user)
+        return Principal(user=claims.user, expire_at=claims.expire_at)
 
 
 def _is_own(origin: str, host: str) -> bool:

@@ -30,6 +30,11 @@ class ClientOptions(BaseModel):
     slow_timeout: float = Field(
         5.0, gt=0, description="Seconds a paused client may make no progress before it counts as slow (3008)"
     )
+    expired_close_delay: float = Field(
+        25.0,
+        ge=0,
+        description="Seconds a client may stay after its token has expired, then it is closed (3005)",
+    )
     drain_timeout: float = Field(
         5.0, gt=0, description="Seconds a closed client is given to read what was sent before it is cut off"
     )

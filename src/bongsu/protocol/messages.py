@@ -34,10 +34,14 @@ Int64 = Annotated[int, Meta(ge=-(2**63), le=2**63 - 1)]
 
 
 class Principal(msgspec.Struct, frozen=True, kw_only=True):
-    """Who is on the other end: `user` is "" for an anonymous one, `trusted` marks the API key's holder."""
+    """Who is on the other end: `user` is "" for an anonymous one, `trusted` marks the API key's holder.
+
+    `expire_at` is the Unix time in seconds at which the connection ends; None = never.
+    """
 
     user: str = ""
     trusted: bool = False
+    expire_at: float | None = None
 
 
 class ClientInfo(msgspec.Struct, frozen=True, gc=False):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from typing import Any
 
 import msgspec
@@ -16,7 +17,7 @@ from bongsu.node.client import Client, ClientOptions
 from bongsu.node.hub import Channel
 from bongsu.node.node import Node
 from bongsu.protocol import problems
-from bongsu.protocol.errors import MESSAGE_TOO_BIG, PERMISSION_DENIED, UNSUPPORTED_DATA
+from bongsu.protocol.errors import CONNECTION_EXPIRED, MESSAGE_TOO_BIG, PERMISSION_DENIED, UNSUPPORTED_DATA
 from bongsu.protocol.messages import Principal, Publication
 from bongsu.protocol.problems import Problem
 from bongsu.transports.frames import text_frame
@@ -92,6 +93,7 @@ class PlainTransport:
             self._message_size_limit,
             scope["client"][0] if scope.get("client") else "",
             may_publish=may_publish,
+            expired_close_delay=self._options.expired_close_delay,
         )
         session.client = client = Client(socket, self._node.hub, self._options, principal, session.left)
         hub = self._node.hub
@@ -166,6 +168,8 @@ class PlainSession:
     __slots__ = (
         "_channel",
         "_code",
+        "_expired_close_delay",
+        "_expiry",
         "_limit",
         "_may_publish",
         "_node",
@@ -178,10 +182,21 @@ class PlainSession:
     client: Client
     joined: Channel | None
 
-    def __init__(self, node: Node, channel: str, limit: int, peer: str, *, may_publish: bool) -> None:
+    def __init__(
+        self,
+        node: Node,
+        channel: str,
+        limit: int,
+        peer: str,
+        *,
+        may_publish: bool,
+        expired_close_delay: float,
+    ) -> None:
         self._node = node
         self._peer = peer
         self._code: int | None = None
+        self._expired_close_delay = expired_close_delay
+        self._expiry: asyncio.TimerHandle | None = None
         self._channel = channel
         self._limit = limit
         self._may_publish = may_publish
@@ -191,6 +206,14 @@ class PlainSession:
     def enter(self) -> None:
         """The handshake is answered."""
         self._node.add(self.client)
+        expire_at = self.client.principal.expire_at
+        if expire_at is not None:
+            # A plain client cannot send a new token; it connects again with one.
+            self._expiry = asyncio.get_running_loop().call_later(
+                max(0.0, expire_at + self._expired_close_delay - time.time()),
+                self.client.close,
+                CONNECTION_EXPIRED,
+            )
         self._node.metrics.accepted.labels("plain").inc()
         log.info("client connected", **self._facts())
 
@@ -232,6 +255,8 @@ class PlainSession:
 
     def left(self) -> None:
         """Forget the client: called once, however it ended."""
+        if self._expiry is not None:
+            self._expiry.cancel()
         if self.joined is not None:
             self._node.hub.leave(self.joined, self.client)
         if self.client in self._node.clients:
