@@ -108,6 +108,15 @@ def test_characters_that_share_their_first_bytes_are_not_cut() -> None:
     assert delta.apply(base, patch) == target
 
 
+def test_characters_that_share_their_last_byte_are_not_cut_either() -> None:
+    # expect: 가 (ea b0 80) and 뀀 (eb 80 80): what follows is found, and extended back no further than it begins
+    base = ("가" + "다음 언덕으로 " * 4).encode()
+    target = base.replace("가".encode(), "뀀".encode())
+    patch = delta.create(base, target)
+    assert "3:뀀".encode() in patch
+    assert delta.apply(base, patch) == target
+
+
 @given(st.binary(max_size=60), st.binary(max_size=60))
 def test_bytes_that_are_no_delta_raise_only_delta_errors(base: bytes, patch: bytes) -> None:
     try:
