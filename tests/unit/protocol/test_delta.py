@@ -109,7 +109,7 @@ def test_characters_that_share_their_first_bytes_are_not_cut() -> None:
 
 
 def test_characters_that_share_their_last_byte_are_not_cut_either() -> None:
-    # expect: 가 (ea b0 80) and 뀀 (eb 80 80): what follows is found, and extended back no further than it begins
+    # expect: 가 (ea b0 80) and 뀀 (eb 80 80) end alike, but the copy begins after the character
     base = ("가" + "다음 언덕으로 " * 4).encode()
     target = base.replace("가".encode(), "뀀".encode())
     patch = delta.create(base, target)
