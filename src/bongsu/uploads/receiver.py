@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from typing import Final
 
 from bongsu.db.models import Upload
@@ -13,7 +14,7 @@ from bongsu.protocol.problems import Problem
 from bongsu.uploads import rows
 from bongsu.uploads.options import UploadOptions
 from bongsu.uploads.record import UploadRecord
-from bongsu.uploads.stores.base import BATCH, SegmentWriter
+from bongsu.uploads.stores.base import SegmentWriter
 from bongsu.uploads.tasks import FINISH, Announce
 
 __all__ = ["Receiver"]
@@ -32,6 +33,7 @@ class Receiver:
         jobs: Queue,
         announce: Announce,
         options: UploadOptions,
+        batch_size: Callable[[], int],
     ) -> None:
         self._upload = upload
         self._writer = writer
@@ -39,6 +41,7 @@ class Receiver:
         self._jobs = jobs
         self._announce = announce
         self._max_size = options.max_size
+        self._batch_size = batch_size
         self._batch = bytearray()
         self._size = 0
         self._touched = time.monotonic()
@@ -52,7 +55,7 @@ class Receiver:
         if self._size > self._max_size:
             raise too_large(self._max_size)
         self._batch += data
-        if len(self._batch) >= BATCH:
+        if len(self._batch) >= self._batch_size():
             await self._flush()
             if time.monotonic() - self._touched > _SIGN_OF_LIFE:
                 await self._touch()

@@ -31,6 +31,11 @@ log = structlog.stdlib.get_logger(__name__)
 
 Publish = Callable[[str, bytes], Awaitable[None]]
 
+# What the batches of all uploads that arrive at one time may hold together. Few uploads get large batches,
+# which cost less; many get small ones, which cost no more memory.
+_BATCHES: Final = 32 * 1024 * 1024
+_SMALLEST_BATCH: Final = 64 * 1024
+
 _SWEEP: Final = 100  # stale uploads looked at per sweep: the rest waits for the next one
 
 
@@ -56,6 +61,7 @@ class UploadService:
         self._jobs = jobs
         self._publish = publish
         self._replica = replica
+        self._arriving = 0
 
     def handlers(self) -> Mapping[str, Handler]:
         """The jobs of uploads, by kind, for this replica's worker."""
@@ -85,10 +91,19 @@ class UploadService:
         try:
             await self._announce(upload)
             writer = await self._store.open_segment(segment_key(upload.id, upload.epoch))
-            receiver = Receiver(upload, writer, self._database, self._jobs, self._announce, self.options)
+            self._arriving += 1
             try:
-                yield receiver
+                yield Receiver(
+                    upload,
+                    writer,
+                    self._database,
+                    self._jobs,
+                    self._announce,
+                    self.options,
+                    self._batch_size,
+                )
             finally:
+                self._arriving -= 1
                 await writer.close()
         except BaseException:
             # Also at cancellation. When a commit's outcome is unknown the row decides: a received upload
@@ -173,6 +188,10 @@ class UploadService:
                     log.info("removed an abandoned upload", upload=upload_id)
             except StoreError as error:
                 log.warning("an abandoned upload could not be removed", upload=upload_id, error=str(error))
+
+    def _batch_size(self) -> int:
+        """Bytes that each upload may gather now before it writes."""
+        return max(_SMALLEST_BATCH, min(BATCH, _BATCHES // max(1, self._arriving)))
 
     async def _discard(self, upload: Upload) -> None:
         try:
