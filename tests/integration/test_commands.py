@@ -8,9 +8,10 @@ import json
 import os
 import re
 import signal
+import socket
 from asyncio.subprocess import PIPE, Process
 from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 
 import httpx
@@ -83,6 +84,15 @@ async def printed(process: Process) -> str:
         return (await process.stdout.readline()).decode()
 
 
+def read_to_end(terminal: int) -> str:
+    """What is written to a pseudo-terminal until its other side closes, which Linux tells as EIO."""
+    written = b""
+    with suppress(OSError):
+        while data := os.read(terminal, 65536):
+            written += data
+    return written.decode()
+
+
 async def test_what_publish_sends_subscribe_prints_byte_for_byte(server: RunningServer) -> None:
     """setup: one server, one subscriber. do: publish by argument and by standard input.
     expect: the same bytes, one message a line, and an end after the count."""
@@ -149,6 +159,22 @@ async def test_subscribing_to_a_namespace_that_does_not_exist_ends_with_1(server
     code, out, err = await run("subscribe", "nowhere:x", env=environment(server))
     assert (code, out) == (1, "")
     assert "unknown_channel" in err
+
+
+@pytest.mark.parametrize("command", [("publish", "x", "1"), ("upload", str(BONGSU)), ("subscribe", "x")])
+async def test_ctrl_c_ends_a_command_that_waits_for_an_answer(command: tuple[str, ...]) -> None:
+    """setup: a server that accepts and says nothing. do: Ctrl-C. expect: 130 and no traceback."""
+    with socket.create_server(("127.0.0.1", 0)) as mute:
+        mute.setblocking(False)
+        env = environment(None, BONGSU_URL=f"http://127.0.0.1:{mute.getsockname()[1]}")
+        process = await asyncio.create_subprocess_exec(BONGSU, *command, env=env, stdout=PIPE, stderr=PIPE)
+        async with asyncio.timeout(_DEADLINE):
+            connection, _ = await asyncio.get_running_loop().sock_accept(mute)
+            with connection:
+                process.send_signal(signal.SIGINT)
+                out, err = await process.communicate()
+    assert (process.returncode, out) == (130, b"")
+    assert b"Traceback" not in err
 
 
 @pytest.mark.parametrize("command", [("publish", "x", "1"), ("subscribe", "x"), ("upload", str(BONGSU))])
@@ -227,6 +253,34 @@ async def test_upload_prints_records_for_scripts_and_need_not_wait(
     code, out, _ = await run("upload", str(file), "--json", "--no-wait", env=env)
     assert code == 0
     assert json.loads(out)["id"] != record["id"]
+
+
+async def test_upload_in_a_terminal_shows_progress_there_and_results_on_standard_output(
+    server: RunningServer, tmp_path: Path
+) -> None:
+    """rich's live display sends what is printed meanwhile to its own stream, here standard error: a script's
+    `bongsu upload --json | jq` typed in a terminal would have read nothing."""
+    file = tmp_path / "a.txt"
+    file.write_text("hello")
+    terminal, child_end = os.openpty()
+    process = await asyncio.create_subprocess_exec(
+        BONGSU,
+        "upload",
+        str(file),
+        "--json",
+        env=environment(server, TERM="xterm"),
+        stdout=PIPE,
+        stderr=child_end,
+    )
+    os.close(child_end)
+    shown = asyncio.create_task(asyncio.to_thread(read_to_end, terminal))
+    async with asyncio.timeout(_DEADLINE):
+        out, _ = await process.communicate()
+        screen = await shown
+    os.close(terminal)
+    assert json.loads(out)["state"] == "stored"
+    assert "a.txt" in screen
+    assert "5/5 bytes" in screen
 
 
 async def test_a_file_that_is_refused_does_not_stop_the_others(

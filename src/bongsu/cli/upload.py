@@ -72,29 +72,36 @@ def upload(
     [dim]$[/dim] bongsu upload backup.tar --json --no-wait
     """
     codes: list[Exit] = []
-    with (
-        httpx.Client(base_url=url, headers=credentials(api_key, token), timeout=_TIMEOUT) as client,
-        _progress() as progress,
-    ):
+    with httpx.Client(base_url=url, headers=credentials(api_key, token), timeout=_TIMEOUT) as client:
         for file in files:
-            bar = _Bar(progress, file)
             try:
-                record = _send(client, file, bar)
-                if wait:
-                    record = _await_stored(client, record, bar)
+                record = _upload(client, file, wait=wait)
             except _NotUploaded as error:
                 codes.append(error.code)
-                bar.say("failed")
-                progress.console.print(f"{file}: {one_line(str(error))}", style="red", markup=False)
+                stderr.print(f"{file}: {one_line(str(error))}", style="red", markup=False)
             else:
-                bar.say(str(record.get("state", "received")))
                 _print(record, file, as_json=as_json)
     if codes:
         raise typer.Exit(max(codes))
 
 
+def _upload(client: httpx.Client, file: Path, *, wait: bool) -> dict[str, Any]:
+    """One file, with its progress on standard error. Ends the display before anything else is printed."""
+    with _progress() as progress:
+        bar = _Bar(progress, file)
+        try:
+            record = _send(client, file, bar)
+            if wait:
+                record = _await_stored(client, record, bar)
+        except _NotUploaded:
+            bar.say("failed")
+            raise
+        bar.say(str(record.get("state", "received")))
+        return record
+
+
 def _progress() -> Progress:
-    # On standard error, and nothing at all where that is no terminal: a log of progress bars helps nobody.
+    # Nothing at all where standard error is no terminal: a log of progress bars helps nobody.
     return Progress(
         TextColumn("{task.description}", markup=False),
         BarColumn(),
