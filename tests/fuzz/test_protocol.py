@@ -83,7 +83,14 @@ def _compare(document: dict[str, object], command: Command) -> None:
         assert isinstance(published, dict)
         if command.request.data:
             assert b"\n" not in command.request.data
-            assert json.loads(command.request.data) == published["data"]
+            assert json.loads(command.request.data) == _whole(published["data"])
+
+
+def _whole(value: object) -> object:
+    """`value` with U+FFFD for the halves of surrogate pairs that Python lets pass."""
+    text = json.dumps(value, ensure_ascii=False).encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+    whole: object = json.loads(text)
+    return whole
 
 
 def test_other_bodies_in_json_are_requests_or_3501() -> None:
@@ -107,7 +114,7 @@ def test_a_payload_is_json_or_refused() -> None:
             canonical = documents.canonical(document)
         except DocumentError:
             continue
-        assert json.loads(canonical) == json.loads(document), document
+        assert json.loads(canonical) == _whole(json.loads(document)), document
         assert b"\n" not in canonical
         assert b"\r" not in canonical
 

@@ -2,11 +2,15 @@
 
 A document is UTF-8 (else one publisher could make every browser of a channel drop its connection), well
 formed, and nests no deeper than `MAX_DEPTH`. What is passed on holds no raw newline, which would end a
-document, and no carriage return, which would end an SSE field. Apart from that it is passed on byte-exact.
+document, and no carriage return, which would end an SSE field. Half a surrogate pair, which a browser sends
+that cut a text in the middle of an emoji, becomes U+FFFD, as in the browser's own encoder: refused, it would
+cost that client its connection; passed on, it would break whoever decodes strictly. Apart from that a
+document is passed on byte-exact.
 """
 
 from __future__ import annotations
 
+import re
 from itertools import accumulate
 from typing import Any, Final, TypeVar
 
@@ -36,7 +40,7 @@ def canonical(document: bytes) -> bytes:
     try:
         check_utf8(document)
         _check_depth(document)
-        return one_line(bytes(_raw_decoder.decode(document)))
+        return one_line(bytes(_parsed(_raw_decoder, document)))
     except (msgspec.DecodeError, RecursionError) as error:
         raise DocumentError("not a JSON document") from error
 
@@ -50,9 +54,9 @@ def decode(decoder: msgspec.json.Decoder[T], document: bytes) -> T:
     _check_depth(document)
     try:
         try:
-            return decoder.decode(document)
+            return _parsed(decoder, document)
         except msgspec.ValidationError:
-            return decoder.decode(msgspec.json.encode(_without_nulls(Raw(document))))
+            return decoder.decode(msgspec.json.encode(_without_nulls(Raw(_mended(document)))))
     except (msgspec.DecodeError, RecursionError) as error:
         raise DocumentError("not of the expected form") from error
 
@@ -73,6 +77,29 @@ def one_line(document: bytes) -> bytes:
     if b"\n" in document or b"\r" in document:
         return document.translate(None, b"\r\n")
     return document
+
+
+def _parsed(decoder: msgspec.json.Decoder[T], document: bytes) -> T:
+    try:
+        return decoder.decode(document)
+    except msgspec.ValidationError:
+        raise
+    except msgspec.DecodeError:
+        mended = _mended(document)
+        if mended == document:
+            raise
+        return decoder.decode(mended)
+
+
+# Every escape, so that none is looked at from its middle; the groups are whole pairs and halves.
+_ESCAPE: Final = re.compile(
+    rb"\\(?:(u[dD][89abAB][0-9a-fA-F]{2}\\u[dD][c-fC-F][0-9a-fA-F]{2})|(u[dD][89a-fA-F][0-9a-fA-F]{2})|.)"
+)
+
+
+def _mended(document: bytes) -> bytes:
+    """`document` with U+FFFD for each escaped half of a surrogate pair."""
+    return _ESCAPE.sub(lambda escape: rb"\ufffd" if escape[2] else escape[0], document)
 
 
 def _without_nulls(value: Raw) -> Any:

@@ -85,6 +85,30 @@ def test_a_deep_document_that_is_malformed_exhausts_nothing() -> None:
         documents.canonical(b"[" * 60_000 + b'"')
 
 
+@pytest.mark.parametrize(
+    ("cut", "mended"),
+    [
+        (rb'"\ud83d"', rb'"\ufffd"'),
+        (rb'"\uDE00 x"', rb'"\ufffd x"'),
+        (rb'"\ud83d\ud83d\ude00"', rb'"\ufffd\ud83d\ude00"'),
+        (rb'"\ud83d\n\\ud83d"', rb'"\ufffd\n\\ud83d"'),
+        (rb'{"\ud83d":["\udead"]}', rb'{"\ufffd":["\ufffd"]}'),
+    ],
+)
+def test_half_a_surrogate_pair_becomes_the_replacement_character(cut: bytes, mended: bytes) -> None:
+    """`"😀".slice(0, 1)` in a browser: a chat that shortens its messages must not lose its connection."""
+    assert documents.canonical(cut) == mended
+    payload = documents.decode(msgspec.json.Decoder(_Outer), b'{"inner":null,"data":%b}' % cut).data
+    assert bytes(payload) == mended
+    assert bytes(documents.decode(msgspec.json.Decoder(_Outer), b'{"data":%b}' % cut).data) == mended
+
+
+def test_other_broken_escapes_stay_broken() -> None:
+    for document in (rb'"\ud83"', rb'"\ud83d\u"', rb'"\ud83d\x"'):
+        with pytest.raises(DocumentError):
+            documents.canonical(document)
+
+
 class _Inner(msgspec.Struct, frozen=True):
     n: int = 0
     names: tuple[str, ...] = ()
