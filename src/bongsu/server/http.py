@@ -43,6 +43,7 @@ class BongsuHttpProtocol(HttpToolsProtocol):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self._head_size = 0
+        self._unparsed = 0
         self._in_head = True
         self._refused = False
         self._head_timer: asyncio.TimerHandle | None = None
@@ -62,26 +63,51 @@ class BongsuHttpProtocol(HttpToolsProtocol):
         if self._head_timer is None:
             self._head_timer = self.loop.call_later(HEAD_TIMEOUT, self.transport.close)
 
+    def on_url(self, url: bytes) -> None:
+        super().on_url(url)
+        self._head_size += len(url)
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        super().on_header(name, value)
+        self._head_size += len(name) + len(value)
+
     def on_headers_complete(self) -> None:
         self._in_head = False
+        self._unparsed = 0
         self._stop_timer()
-        super().on_headers_complete()
+        if self._head_size > MAX_HEAD:
+            self._refuse_head()
+        else:
+            super().on_headers_complete()
+
+    def on_body(self, body: bytes) -> None:
+        if not self._refused:
+            super().on_body(body)
+
+    def on_message_complete(self) -> None:
+        if not self._refused:
+            super().on_message_complete()
 
     def data_received(self, data: bytes) -> None:
         if self._refused:
             return
         super().data_received(data)
-        if self._in_head:
-            self._head_size += len(data)
-            if self._head_size > MAX_HEAD and not self.transport.is_closing():
-                self._refuse(Problem(problems.HEADERS_TOO_LARGE, f"The limit is {MAX_HEAD} bytes."))
+        if self._in_head and not self._refused:
+            # The parser itself keeps what is not a whole header yet, without a bound.
+            self._unparsed += len(data)
+            if self._unparsed > 2 * MAX_HEAD:
+                self._refuse_head()
 
     def handle_websocket_upgrade(self) -> None:
-        self._stop_timer()
-        super().handle_websocket_upgrade()
+        if not self._refused:
+            self._stop_timer()
+            super().handle_websocket_upgrade()
 
     def send_400_response(self, msg: str) -> None:
         self._refuse(Problem(problems.BAD_REQUEST, msg))
+
+    def _refuse_head(self) -> None:
+        self._refuse(Problem(problems.HEADERS_TOO_LARGE, f"The limit is {MAX_HEAD} bytes."))
 
     def _refuse(self, problem: Problem) -> None:
         self._refused = True
