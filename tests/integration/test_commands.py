@@ -258,7 +258,7 @@ async def test_upload_prints_records_for_scripts_and_need_not_wait(
 async def test_upload_in_a_terminal_shows_progress_there_and_results_on_standard_output(
     server: RunningServer, tmp_path: Path
 ) -> None:
-    """`bongsu upload film.mp4 > result` typed in a terminal: the bar on the screen, the result in the file."""
+    """`bongsu upload film.mp4 > result` in a terminal: the bar on the screen, the result in the file."""
     file = tmp_path / "a.txt"
     file.write_text("hello")
     terminal, child_end = os.openpty()
