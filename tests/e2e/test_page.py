@@ -8,6 +8,7 @@ import time
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 
+import httpx
 import jwt
 import pytest
 import pytest_asyncio
@@ -163,6 +164,24 @@ async def test_chosen_files_are_stored_listed_with_their_hash_and_come_back(
     for each in (visit, watcher):
         assert each.errors == []
         assert each.hosts() == {f"127.0.0.1:{server.port}"}
+
+
+async def test_the_log_shows_its_older_pages_on_demand(
+    visitors: Visitors, bongsu_server: StartServer
+) -> None:
+    server = bongsu_server()
+    async with httpx.AsyncClient(base_url=server.url) as http:
+        for number in range(51):
+            answer = await http.post("/upload-file/", files={"file": (f"{number}.txt", b"signal")})
+            assert answer.status_code == 200
+    visit = await live(visitors, server)
+    await expect(visit.page.locator("#log tbody tr")).to_have_count(50)
+    await expect(visit.page.locator("#log tbody td.name").first).to_have_text("50.txt")
+    await visit.page.get_by_role("button", name="More").click()
+    await expect(visit.page.locator("#log tbody tr")).to_have_count(51)
+    await expect(visit.page.locator("#log tbody td.name").last).to_have_text("0.txt")
+    await expect(visit.page.get_by_role("button", name="More")).to_be_hidden()
+    assert visit.errors == []
 
 
 async def test_a_dropped_file_is_uploaded(visitors: Visitors, bongsu_server: StartServer) -> None:

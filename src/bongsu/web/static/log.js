@@ -17,7 +17,7 @@ const LABELS = {
   expired: "만료",
 };
 
-/** @param {{onFinal: (id: string) => void}} options called for each listed upload with a final state */
+/** @param {{onFinal: (id: string) => void}} options called, again and again, for uploads with a final state */
 export function uploadLog({ onFinal }) {
   const body = byId("log").tBodies[0];
   const error = byId("log-error");
@@ -87,7 +87,15 @@ export function uploadLog({ onFinal }) {
   document.addEventListener("visibilitychange", () => {
     if (!document.hidden) soon();
   });
-  return { refresh, soon };
+  /** An event of the feed: `{"event": "changed" | "deleted", "upload": {"id", "state", …}}`. */
+  function heard(text) {
+    soon();
+    const { event, upload } = JSON.parse(text);
+    // Said here too: when many are on their way, an upload may have left the page of the log that is shown.
+    if (event === "deleted" || FINAL.has(upload.state)) onFinal(upload.id);
+  }
+
+  return { refresh, soon, heard };
 }
 
 function row(upload) {

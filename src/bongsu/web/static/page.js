@@ -37,7 +37,7 @@ const live = new LiveSocket("ws", {
 const messages = broadcast(live);
 
 const feed = new LiveSocket("ws/uploads:feed", {
-  onText: () => log.soon(),
+  onText: (text) => log.heard(text),
   onState(state) {
     showState(byId("feed-state"), state);
     // What happened while the feed was away was not heard.
