@@ -8,9 +8,14 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from uuid import uuid4
 
+import hypothesis
 import pytest
 
 from tests.servers import PostgresServer, RedisServer, RunningServer
+
+# No deadline: a busy machine is no failure. The same examples each time: a run that fails can be repeated.
+hypothesis.settings.register_profile("check", deadline=None, derandomize=True)
+hypothesis.settings.load_profile("check")
 
 
 @pytest.fixture

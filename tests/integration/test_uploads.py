@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import base64
 import hashlib
 import json
 import os
@@ -312,9 +313,12 @@ async def test_the_log_is_paged_newest_first_without_gaps_while_it_grows(
     assert seen == ids[::-1]
 
 
+NUL = base64.urlsafe_b64encode(rb'["2026-01-01T00:00:00Z","\u0000"]').decode()
+
+
 async def test_a_page_that_cannot_be_is_refused(serve: Serve, client: httpx.AsyncClient) -> None:
     server = await serve(working=False)
-    for query in ("limit=0", "limit=201", "limit=x", "cursor=garbage", "cursor=WzEsMl0"):
+    for query in ("limit=0", "limit=201", "limit=x", "cursor=garbage", "cursor=WzEsMl0", f"cursor={NUL}"):
         response = await client.get(f"{server.url}/uploads?{query}")
         assert (query, response.status_code, response.json()["code"]) == (query, 422, "validation")
 
@@ -447,9 +451,12 @@ async def test_an_upload_whose_bytes_are_lost_is_failed_with_a_reason_and_says_s
 
 async def test_an_unknown_upload_is_not_found(serve: Serve, client: httpx.AsyncClient) -> None:
     server = await serve(working=False)
-    for method, path in (("GET", "/uploads/x"), ("GET", "/uploads/x/content"), ("DELETE", "/uploads/x")):
-        response = await client.request(method, server.url + path)
-        assert (response.status_code, response.json()["code"]) == (404, "not_found")
+    for upload_id in ("x", "0" * 32, "%00", "%ff", "0" * 5000):
+        for method, path in (("GET", ""), ("GET", "/content"), ("HEAD", "/content"), ("DELETE", "")):
+            response = await client.request(method, f"{server.url}/uploads/{upload_id}{path}")
+            assert response.status_code == 404
+            if method != "HEAD":
+                assert response.json()["code"] == "not_found"
 
 
 async def test_the_form_field_and_the_problems_are_in_the_api_description(serve: Serve) -> None:

@@ -50,7 +50,8 @@ class Refusal(ProblemResponse):
     def __init__(self, problem: Problem, body: Body) -> None:
         super().__init__(problem)
         self._rest = body
-        self.headers["connection"] = "close"
+        if not body.ended:
+            self.headers["connection"] = "close"
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         start = {"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers}

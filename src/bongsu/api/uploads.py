@@ -17,6 +17,7 @@ from pydantic import BaseModel, Field
 from bongsu.api.content import content_response
 from bongsu.api.errors import problem_of
 from bongsu.api.requests import Body, ClientGone, Refusal
+from bongsu.db.models import is_id
 from bongsu.protocol import problems
 from bongsu.protocol.messages import Principal
 from bongsu.protocol.problems import MEDIA_TYPE, Problem, ProblemKind
@@ -213,8 +214,8 @@ def _decoded(cursor: str) -> Cursor:
     try:
         position = base64.urlsafe_b64decode(cursor + "=" * (-len(cursor) % 4))
         moment, upload_id = msgspec.json.decode(position, type=tuple[datetime, str])
-        if moment.tzinfo is None:
-            raise ValueError("a time without its zone")
+        if moment.tzinfo is None or not is_id(upload_id):
+            raise ValueError("not a position in the log")
     except (ValueError, binascii.Error, msgspec.MsgspecError) as error:
         raise Problem(problems.VALIDATION, "cursor: use the `next` of a page as it is.") from error
     return moment, upload_id

@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
+import re
 import secrets
 import time
 from datetime import datetime
-from typing import ClassVar, Literal
+from typing import ClassVar, Final, Literal
 
 from sqlalchemy import BigInteger, ForeignKey, Index, MetaData, String, Text, UniqueConstraint
 from sqlmodel import Field, SQLModel
 
 from bongsu.db.columns import UTCDateTime
 
-__all__ = ["Job", "JobState", "Table", "Upload", "UploadLog", "UploadState", "new_id"]
+__all__ = ["Job", "JobState", "Table", "Upload", "UploadLog", "UploadState", "is_id", "new_id"]
 
 UploadState = Literal["receiving", "received", "processing", "stored", "failed", "expired"]
 JobState = Literal["queued", "running", "done", "dead"]
+
+_ID: Final = re.compile(r"[0-9a-f]{32}", re.ASCII)
 
 
 def new_id() -> str:
@@ -28,6 +31,11 @@ def new_id() -> str:
     value = (milliseconds & (1 << 48) - 1) << 80 | 0x7 << 76 | secrets.randbits(12) << 64
     value |= 0b10 << 62 | secrets.randbits(62)
     return f"{value:032x}"
+
+
+def is_id(text: str) -> bool:
+    """Whether `text` can be an id. To ask before the database: PostgreSQL refuses a NUL with an error."""
+    return _ID.fullmatch(text) is not None
 
 
 class Table(SQLModel):
@@ -61,7 +69,7 @@ class Upload(Table, table=True):
     sha256: str | None = Field(default=None, sa_type=String(64), description="Hex; known once stored")
     storage_key: str | None = Field(default=None, sa_type=String(255), description="Where the winner put it")
     owner: str | None = Field(
-        default=None, sa_type=String(255), description='User id; "" when anonymous, NULL for the API key'
+        default=None, sa_type=Text, description='User id; "" when anonymous, NULL for the API key'
     )
     received_by: str = Field(sa_type=String(255), description="Replica that received the bytes")
     finished_by: str | None = Field(default=None, sa_type=String(255), description="Replica that stored them")
@@ -107,7 +115,7 @@ class UploadLog(Table, table=True):
     filename: str = Field(sa_type=String(255))
     size: int = Field(sa_type=BigInteger)
     sha256: str = Field(sa_type=String(64))
-    owner: str | None = Field(default=None, sa_type=String(255))
+    owner: str | None = Field(default=None, sa_type=Text)
     received_by: str = Field(sa_type=String(255))
     finished_by: str = Field(sa_type=String(255))
     created_at: datetime = Field(sa_type=UTCDateTime)

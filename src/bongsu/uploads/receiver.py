@@ -57,8 +57,9 @@ class Receiver:
         self._batch += data
         if len(self._batch) >= self._batch_size():
             await self._flush()
-            if time.monotonic() - self._touched > _SIGN_OF_LIFE:
-                await self._touch()
+        # Per piece, not per batch: a slow sender needs longer for one batch than `abandoned_after`.
+        if time.monotonic() - self._touched > _SIGN_OF_LIFE:
+            await self._touch()
 
     async def finish(self) -> UploadRecord:
         """Make the bytes durable, then row and job in one transaction: from here on it is ours to finish.

@@ -10,7 +10,7 @@ import structlog
 from sqlalchemy import ColumnElement, select
 from sqlmodel import col
 
-from bongsu.db.models import Upload, UploadLog
+from bongsu.db.models import Upload, UploadLog, is_id
 from bongsu.db.session import Database, DatabaseUnavailable
 from bongsu.jobs.queue import Queue
 from bongsu.jobs.worker import Handler
@@ -144,22 +144,15 @@ class UploadService:
 
     async def get(self, upload_id: str) -> UploadRecord:
         """Raises `Problem(NOT_FOUND)`."""
-        async with self._database.session() as session:
-            found = await rows.get(session, upload_id)
-        if found is None:
-            raise _unknown(upload_id)
-        return UploadRecord.of(*found)
+        return UploadRecord.of(*await self._find(upload_id))
 
     async def open(self, upload_id: str) -> tuple[UploadRecord, Reader]:
         """The upload and its content; the caller closes the reader.
 
         Raises `Problem(NOT_FOUND)`, `Problem(UPLOAD_NOT_STORED)`, `StoreError`.
         """
-        async with self._database.session() as session:
-            found = await rows.get(session, upload_id)
-        if found is None:
-            raise _unknown(upload_id)
-        record, key = UploadRecord.of(*found), found[0].storage_key
+        upload, entry = await self._find(upload_id)
+        record, key = UploadRecord.of(upload, entry), upload.storage_key
         if record.state != "stored" or key is None:
             why = f" {record.error}" if record.error else ""
             raise Problem(problems.UPLOAD_NOT_STORED, f"The upload is {record.state}.{why}")
@@ -188,6 +181,15 @@ class UploadService:
                     log.info("removed an abandoned upload", upload=upload_id)
             except StoreError as error:
                 log.warning("an abandoned upload could not be removed", upload=upload_id, error=str(error))
+
+    async def _find(self, upload_id: str) -> tuple[Upload, UploadLog | None]:
+        found = None
+        if is_id(upload_id):
+            async with self._database.session() as session:
+                found = await rows.get(session, upload_id)
+        if found is None:
+            raise Problem(problems.NOT_FOUND, f"There is no upload {upload_id[:64]!r}.")
+        return found
 
     def _batch_size(self) -> int:
         """Bytes that each upload may gather now before it writes."""
@@ -223,7 +225,3 @@ class UploadService:
     async def _announce(self, upload: Upload, entry: UploadLog | None = None) -> None:
         """Tell `uploads:feed` of a change that has been committed."""
         await self._publish(FEED, changed_event(UploadRecord.of(upload, entry)))
-
-
-def _unknown(upload_id: str) -> Problem:
-    return Problem(problems.NOT_FOUND, f"There is no upload {upload_id[:64]!r}.")
