@@ -2,7 +2,20 @@
 
 from __future__ import annotations
 
-from importlib.metadata import version
+from typing import TYPE_CHECKING, Any
 
-__version__ = version("bongsu")
-__all__ = ["__version__"]
+from bongsu._version import __version__
+
+if TYPE_CHECKING:
+    from bongsu.app import Bongsu, create_app, mount
+
+__all__ = ["Bongsu", "__version__", "create_app", "mount"]
+
+
+def __getattr__(name: str) -> Any:
+    # Loaded when asked for: the command line and the rooms below need none of it to say their version.
+    if name in ("Bongsu", "create_app", "mount"):
+        from bongsu import app
+
+        return getattr(app, name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

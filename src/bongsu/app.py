@@ -18,7 +18,7 @@ from fastapi import FastAPI, Request
 from starlette.middleware.cors import CORSMiddleware
 from starlette.routing import Mount
 
-from bongsu import __version__
+from bongsu._version import __version__
 from bongsu.api.errors import install_error_handlers
 from bongsu.api.health import health_router
 from bongsu.api.publish import OPENAPI_SECURITY, ServerApi, openapi_paths

@@ -489,6 +489,7 @@ async def test_a_client_that_stops_reading_is_closed_as_slow_and_delays_nobody(s
         assert got == [expected] * 9
         await until(lambda: status(server)["clients"] == 9, "the stalled client to be gone")
         assert metric(server, 'bongsu_disconnects_total{code="3008"}') == 1
+        everybody[0].transport.abort()  # it reads nothing, so it would wait in vain for its close
 
 
 async def test_a_client_that_stops_reading_under_little_traffic_is_found_by_its_silence(
@@ -505,6 +506,7 @@ async def test_a_client_that_stops_reading_under_little_traffic_is_found_by_its_
             await receive(other)
         await until(lambda: status(server)["clients"] == 1, "the stalled client to be gone")
         assert metric(server, 'bongsu_disconnects_total{code="3008"}') == 1
+        stalled.transport.abort()
 
 
 async def test_a_flood_of_pings_by_somebody_who_reads_nothing_is_bounded(bongsu_server: Start) -> None:
@@ -518,6 +520,7 @@ async def test_a_flood_of_pings_by_somebody_who_reads_nothing_is_bounded(bongsu_
             await asyncio.sleep(0)
         assert status(server)["ready"]
         assert resident(server.pid) - before < 64 * 1024
+        client.transport.abort()
 
 
 def resident(pid: int) -> int:
@@ -557,6 +560,7 @@ async def test_a_stalled_client_does_not_hold_up_the_end(bongsu_server: Start) -
         os.kill(server.pid, signal.SIGTERM)
         await until(lambda: not server.running, "the server to end")
         assert server.exit_code == 0
+        stalled.transport.abort()
 
 
 async def test_plain_uvicorn_says_once_that_it_is_slower(tmp_path: Path) -> None:

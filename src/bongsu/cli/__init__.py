@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from bongsu import __version__
+from bongsu._version import __version__
 from bongsu.cli.operate import check, migrate, serve, token
 from bongsu.cli.publish import publish
 from bongsu.cli.subscribe import subscribe

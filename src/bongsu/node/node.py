@@ -9,7 +9,7 @@ from collections.abc import Awaitable
 import msgspec
 import structlog
 
-from bongsu import __version__
+from bongsu._version import __version__
 from bongsu.brokers import envelope
 from bongsu.brokers.base import (
     Broker,

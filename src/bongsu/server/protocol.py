@@ -93,17 +93,12 @@ class BongsuWebSocketProtocol(WebSocketsSansIOProtocol):
             await self.app(self.scope, self.receive, self.send)
         except ClientDisconnected:
             pass
-        except BaseException as error:
+        except Exception:
             log.exception("a socket's application failed")
-            if self._receiver is None:
-                self.send_500_response()
-                self.transport.close()
-            if not isinstance(error, Exception):
-                raise
         if self._receiver is not None:
             return
-        if not self.handshake_complete:
-            log.error("a socket's application returned without answering the handshake")
+        if not (self.handshake_complete or self.close_sent or self.disconnected):
+            log.error("a socket's application did not answer the handshake")
             self.send_500_response()
         if self.close_timer is None:
             self._close_transport()

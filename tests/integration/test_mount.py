@@ -1,0 +1,108 @@
+"""Bongsu inside somebody's own FastAPI app, and with somebody's own backend."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import httpx
+import pytest
+import uvicorn
+from broadcaster._backends.memory import MemoryBackend
+from fastapi import FastAPI
+from websockets.asyncio.client import connect
+
+import bongsu
+from bongsu.settings import load
+
+DEADLINE = 15.0
+
+
+@asynccontextmanager
+async def serving(app: FastAPI) -> AsyncIterator[str]:
+    """`app` on plain uvicorn, in this process."""
+    server = uvicorn.Server(uvicorn.Config(app, port=0, log_config=None, ws="websockets-sansio"))
+    running = asyncio.create_task(server.serve())
+    try:
+        async with asyncio.timeout(DEADLINE):
+            while not server.started:  # noqa: ASYNC110  # uvicorn has no event for it
+                await asyncio.sleep(0.01)
+        yield f"127.0.0.1:{server.servers[0].sockets[0].getsockname()[1]}"
+    finally:
+        server.should_exit = True
+        await running
+
+
+@pytest.mark.parametrize("backend", ["ours", "third-party"])
+async def test_an_app_that_mounts_us_keeps_its_own_life_and_routes(tmp_path: Path, backend: str) -> None:
+    """Setup: an app with a lifespan and a route. Do: mount, connect, publish. Expect: all of it works."""
+    life: list[str] = []
+
+    @asynccontextmanager
+    async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+        life.append("up")
+        yield
+        life.append("down")
+
+    app = FastAPI(lifespan=lifespan)
+
+    @app.get("/own")
+    async def own() -> str:
+        return "own"
+
+    settings = load(
+        dev=True,
+        replica="mounted",
+        database_url=f"sqlite+aiosqlite:///{tmp_path}/bongsu.db",
+        storage_url=f"file://{tmp_path}/storage",
+    )
+    broker = MemoryBackend("memory://") if backend == "third-party" else None
+    replica = bongsu.mount(app, "/realtime", settings=settings, broker=broker)
+    async with serving(app) as address, httpx.AsyncClient(base_url=f"http://{address}") as http:
+        assert (await http.get("/own")).json() == "own"
+        assert (await http.get("/nowhere")).headers["content-type"] == "application/json"
+        page = await http.get("/realtime/")
+        assert page.headers["x-bongsu-replica"] == "mounted"
+        async with connect(f"ws://{address}/realtime/ws/news") as client, asyncio.timeout(DEADLINE):
+            await replica.publish("news", {"text": "안녕"})
+            assert json.loads(await client.recv()) == {"text": "안녕"}
+            await client.send("hello")
+            assert await client.recv() == "📢 새로운 알림: hello"
+        uploaded = await http.post("/realtime/upload-file/", files={"file": ("a.txt", b"content")})
+        assert uploaded.json()["status_url"].startswith("/realtime/uploads/")
+        assert (await http.get(uploaded.json()["status_url"])).json()["filename"] == "a.txt"
+        document = (await http.get("/realtime/openapi.json")).json()
+        assert {"/api/publish", "/uploads", "/upload-file/"} <= set(document["paths"])
+        key = {"X-API-Key": settings.api_key.get_secret_value()} if settings.api_key else {}
+        answer = await http.post("/realtime/api/publish", headers=key, json={"channel": "news", "data": 1})
+        assert answer.json() == {"result": {}}
+    assert life == ["up", "down"]
+
+
+async def test_publishing_what_is_not_json_or_not_a_channel_is_told(tmp_path: Path) -> None:
+    settings = load(
+        dev=True,
+        database_url=f"sqlite+aiosqlite:///{tmp_path}/bongsu.db",
+        storage_url=f"file://{tmp_path}/storage",
+    )
+    replica = bongsu.Bongsu(settings)
+    async with replica.running():
+        with pytest.raises(TypeError):
+            await replica.publish("news", object())
+        with pytest.raises(ValueError, match="empty"):
+            await replica.publish("", 1)
+        with pytest.raises(LookupError, match="unknown"):
+            await replica.publish("unknown:x", 1)
+
+
+def test_importing_reads_and_starts_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A mistyped setting must not break an import, only a start."""
+    monkeypatch.setenv("BONGSU_NO_SUCH_SETTING", "1")
+    import importlib
+
+    import bongsu.app
+
+    importlib.reload(bongsu.app)
