@@ -2,7 +2,8 @@
 
 The lowest interface is `broadcaster.BroadcastBackend`; our brokers subclass it through `Backend`, so they
 also serve under `broadcaster.Broadcast(backend=...)`. What that interface cannot say (bytes, batches,
-order, acknowledgement, back-pressure) is said by the small protocols here.
+order, acknowledgement, back-pressure) is said by the small protocols here. `Broker` is what the node needs;
+the others are optional, and looked up once, at start.
 """
 
 from __future__ import annotations
@@ -11,11 +12,13 @@ import asyncio
 import enum
 from abc import ABC, abstractmethod
 from collections import deque
-from collections.abc import Callable, Mapping
-from typing import Protocol, TypeAlias, runtime_checkable
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from typing import NamedTuple, Protocol, TypeAlias, runtime_checkable
 
 from broadcaster import BroadcastBackend
 from broadcaster import Event as TextEvent
+
+from bongsu.protocol.messages import Publication, StreamPosition
 
 Event: TypeAlias = tuple[str, bytes]
 """(channel, payload): one message as it came from the broker. A plain tuple, since it is made per message."""
@@ -111,6 +114,132 @@ class Broker(Protocol):
         ...
 
     def resume(self) -> None: ...
+
+
+IDEMPOTENCY_TTL = 300.0
+"""Seconds for which a repeat with the same idempotency key is known as one."""
+
+MAX_READ = 500
+"""Most publications of one channel in `Streams.read_many`: a longer read holds up everybody else."""
+
+
+class StreamOptions(NamedTuple):
+    """How much of a channel's stream is kept.
+
+    `size`: publications in the window, at least 1. `ttl`: seconds after the last publication until the whole
+    window is forgotten. `meta_ttl`: seconds after the last append or read until the position is forgotten
+    too, and the stream begins anew in another epoch; longer than `ttl`.
+    """
+
+    size: int
+    ttl: float
+    meta_ttl: float
+
+
+class Appended(NamedTuple):
+    """The position of an appended publication.
+
+    `cached`: nothing was published, this is the position that the first call with this idempotency key got.
+    `suppressed`: nothing was published, the version was not newer; this is the stream's top.
+    """
+
+    offset: int
+    epoch: str
+    cached: bool = False
+    suppressed: bool = False
+
+
+class Page(NamedTuple):
+    """Publications of one channel, each with its offset and epoch, and the stream's top at that moment.
+
+    `offset` is 0 in a stream without publications yet.
+    """
+
+    publications: list[Publication]
+    offset: int
+    epoch: str
+
+
+class Read(NamedTuple):
+    """One channel's part of `Streams.read_many`; as the arguments of `Streams.read`."""
+
+    channel: str
+    since: StreamPosition | None
+    limit: int
+    meta_ttl: float
+
+
+@runtime_checkable
+class Streams(Protocol):
+    """Optional: channels with history, where every publication has a position.
+
+    The caller promises the same of all calls as for `Broker`. The broker promises:
+
+    - Positions: offsets count from 1 without holes within one epoch, and no pair of epoch and offset is ever
+      given to two publications, whatever the broker forgot: when it was restarted from older data, or a
+      follower was promoted behind its leader, the stream goes on in a new epoch with an empty window. An
+      epoch survives the window's expiry and `remove`, and has `envelope.EPOCH_SIZE` ASCII characters.
+    - Atomicity: position, window and delivery are one step. Whoever hears a publication, or reads a top,
+      finds it in the window, unless it was trimmed, expired or removed since.
+    - Order: appended publications reach every listener in the order of their offsets. `append`, `read`,
+      `remove` and `send` to one channel by one broker object take effect in the order of the calls: each
+      queues its command before it returns.
+    - Delivery of what was appended is that of `Broker.send`, as an envelope that carries the position.
+
+    All futures fail like that of `Broker.send`. After `OutcomeUnknown` only a call with an idempotency key
+    may be repeated safely. A call whose future was cancelled may have happened.
+
+    Source: the Centrifuge client protocol, §6 "History and recovery".
+    """
+
+    def append(
+        self,
+        channel: str,
+        publication: Publication,
+        options: StreamOptions,
+        *,
+        idempotency_key: str = "",
+        version: int = 0,
+        version_epoch: str = "",
+    ) -> asyncio.Future[Appended]:
+        """Give `publication` the next offset, keep it, and deliver it; its own offset and epoch are ignored.
+
+        With `idempotency_key`: only once within `IDEMPOTENCY_TTL`. With `version` (1 to 2**64 - 1): only when
+        it is newer than the last one of the channel, or of another, non-empty `version_epoch`.
+        """
+        ...
+
+    def read(
+        self,
+        channel: str,
+        *,
+        since: StreamPosition | None = None,
+        limit: int,
+        reverse: bool = False,
+        meta_ttl: float,
+    ) -> asyncio.Future[Page]:
+        """Up to `limit` publications (0: only the position; negative: all that are kept) and the top.
+
+        Ascending from the oldest one kept, or with `since` from the one after it; with `reverse` descending
+        from the newest, or from the one before `since`. The epoch of `since` is not looked at: the caller
+        compares it with the page's. A stream that does not exist begins, in a new epoch at offset 0.
+        """
+        ...
+
+    def read_many(self, reads: Sequence[Read]) -> Awaitable[list[Page]]:
+        """A page for each of `reads`, in their order, in one go; at most `MAX_READ` publications each.
+
+        Raises ValueError for a limit that is negative or over `MAX_READ`. Awaiting fails when one read fails.
+        """
+        ...
+
+    def remove(self, channel: str) -> asyncio.Future[None]:
+        """Forget the channel's window. Its epoch and offset go on."""
+        ...
+
+    def send(self, channel: str, payload: bytes, *, idempotency_key: str = "") -> asyncio.Future[None]:
+        """`Broker.send`, outside the stream; with `idempotency_key` only once within `IDEMPOTENCY_TTL`."""
+        ...
 
 
 @runtime_checkable
