@@ -69,7 +69,7 @@ class Publication(msgspec.Struct, frozen=True, gc=False):
     `data` is one JSON document without raw newlines, kept byte-exact from publisher to subscriber; with
     `binary` it is any bytes, and JSON subscribers cannot get it (3506). `offset` is 0 outside a stream.
     `plain` marks a text that a plain client (`/ws`) sent: `data` is then a JSON string, and other plain
-    clients are shown it through the template. `plain` and `binary` never travel to clients.
+    clients are shown it through the template. `plain`, `binary` and `patchable` never travel to clients.
     """
 
     data: bytes
@@ -79,9 +79,10 @@ class Publication(msgspec.Struct, frozen=True, gc=False):
     tags: dict[str, str] | None = None
     delta: bool = False  # `data` is a patch against the previous publication
     binary: bool = False
-    epoch: str = ""  # only beside offset 1: a client that knew no epoch learns it
+    epoch: str = ""  # sent only beside offset 1: a client that knew no epoch learns it
     channel: str = ""  # only where it differs from the push's channel
     time: int = 0  # Unix milliseconds
+    patchable: bool = False  # its publisher allows subscribers with delta to be sent a patch
 
 
 class FilterNode(msgspec.Struct, frozen=True):

@@ -191,7 +191,8 @@ def _publication_fields(publication: Publication) -> bytes:
     if (
         publication.info is None
         and not publication.tags
-        and not (publication.delta or publication.epoch or publication.channel or publication.time)
+        and publication.offset != 1
+        and not (publication.delta or publication.channel or publication.time)
     ):
         return data
     fields = [data] if data else []
@@ -205,7 +206,7 @@ def _publication_fields(publication: Publication) -> bytes:
         fields.append(b'"time":%d' % publication.time)
     if publication.channel:
         fields.append(b'"channel":' + _encode(publication.channel))
-    if publication.epoch:
+    if publication.epoch and publication.offset == 1:
         fields.append(b'"epoch":' + _encode(publication.epoch))
     return b",".join(fields)
 

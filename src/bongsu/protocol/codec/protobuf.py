@@ -124,7 +124,8 @@ class ProtobufCodec:
         if (
             publication.info is None
             and not publication.tags
-            and not (publication.delta or publication.epoch or publication.channel or publication.time)
+            and publication.offset != 1
+            and not (publication.delta or publication.channel or publication.time)
         ):
             message.data = publication.data
             message.offset = publication.offset
@@ -207,6 +208,8 @@ def _filter(wire: Any) -> FilterNode:
 def _fill(message: Any, value: Any) -> None:
     """Set the fields of `message` from those of `value` that are not zero."""
     message.SetInParent()  # an empty result is a result all the same
+    if isinstance(value, Publication) and value.offset != 1 and value.epoch:
+        value = msgspec.structs.replace(value, epoch="")
     names = value.__struct_fields__ if isinstance(value, msgspec.Struct) else value._fields
     for name in names:
         member = getattr(value, name)
@@ -224,7 +227,7 @@ def _fill(message: Any, value: Any) -> None:
                     _fill(getattr(message, name).add(), element)
 
 
-_OURS_ALONE: Final = frozenset({"plain", "binary"})
+_OURS_ALONE: Final = frozenset({"plain", "binary", "patchable"})
 
 
 def _fill_map(field: Any, members: Mapping[str, Any]) -> None:

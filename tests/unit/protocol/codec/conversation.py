@@ -30,7 +30,7 @@ from bongsu.protocol.messages import (
 INFO: Final = ClientInfo("42", "9f0c", b'{"n":1}', b"[]")
 FULL: Final = Publication(
     b'{"text":"hi"}',
-    offset=7,
+    offset=1,
     info=INFO,
     tags={"lang": "en"},
     delta=True,

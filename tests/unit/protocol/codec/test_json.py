@@ -236,7 +236,7 @@ def test_a_full_publication_has_every_member() -> None:
             "pub": {
                 "data": {"text": "hi"},
                 "info": {"user": "42", "client": "9f0c", "conn_info": {"n": 1}, "chan_info": []},
-                "offset": 7,
+                "offset": 1,
                 "tags": {"lang": "en"},
                 "delta": True,
                 "time": 1_700_000_000_000,
