@@ -12,13 +12,13 @@ import asyncio
 import enum
 from abc import ABC, abstractmethod
 from collections import deque
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from typing import NamedTuple, Protocol, TypeAlias, runtime_checkable
 
 from broadcaster import BroadcastBackend
 from broadcaster import Event as TextEvent
 
-from bongsu.protocol.messages import Publication, StreamPosition
+from bongsu.protocol.messages import ClientInfo, PresenceStatsResult, Publication, StreamPosition
 
 Event: TypeAlias = tuple[str, bytes]
 """(channel, payload): one message as it came from the broker. A plain tuple, since it is made per message."""
@@ -244,7 +244,12 @@ class Streams(Protocol):
 
 @runtime_checkable
 class Leases(Protocol):
-    """Optional: who is alive, told by the broker's own clock, over its command connection."""
+    """Optional: who is alive, told by the broker's own clock, over its command connection.
+
+    A broker object speaks for one replica, and a lease for one *incarnation* of it: a start that the broker
+    object marks with a random id. When the broker has given the lease up or forgotten it, the next `renew`
+    begins a new incarnation; nothing that the old one left behind can be taken for the new one's.
+    """
 
     async def renew(self, replica: str, data: bytes, ttl: float) -> Mapping[str, bytes]:
         """Keep `replica` alive for `ttl` seconds with `data`; answers every replica alive now.
@@ -255,6 +260,90 @@ class Leases(Protocol):
 
     async def release(self, replica: str) -> None:
         """Take the lease back, on a clean stop. Raises `BrokerError`."""
+        ...
+
+
+MAX_MEMBERS = 10_000
+"""Most members of one channel that `Presence.get` lists: a longer answer would hold up everybody else."""
+
+
+class TooManyMembers(Exception):
+    """The channel has more than `MAX_MEMBERS`; `Presence.stats` still counts them."""
+
+
+class Standing(NamedTuple):
+    """What became of this replica's entries; both only grow.
+
+    `losses`: how often what was written before may have been lost, so that it has to be written again.
+    `evictions`: how often this replica was taken for dead, its entries swept and its leaves published.
+    """
+
+    losses: int
+    evictions: int
+
+
+class Departed(NamedTuple):
+    """An entry that a sweep has removed. `announced`: its leave has to be published."""
+
+    channel: str
+    info: ClientInfo
+    announced: bool
+
+
+@runtime_checkable
+class Presence(Protocol):
+    """Optional, with `Leases`: who is in a channel, on whichever replica.
+
+    There is one entry for each channel and client id. It belongs to the incarnation that wrote it last and
+    counts while that one has a lease; nobody writes it again to keep it alive. The caller promises: client
+    ids are unique in the deployment, and the user of a client id never changes. The broker promises:
+
+    - Order: `add`, `remove` and `Broker.send` by one broker object take effect in the order of the calls:
+      each queues its command before it returns.
+    - The dead: an incarnation whose lease ran out some time ago is swept by whoever comes first. Each entry
+      is removed and reported by one sweep only, however many race; one that its client has written again
+      under another incarnation stays.
+
+    Futures fail like that of `Broker.send`. `add` and `remove` may be repeated after any failure.
+
+    Source: the Centrifuge client protocol, §8 "Presence, join/leave".
+    """
+
+    @property
+    def standing(self) -> Standing: ...
+
+    def add(self, channel: str, info: ClientInfo, *, announced: bool = False) -> asyncio.Future[None]:
+        """Put `info.client` into `channel`, or replace what is known of it.
+
+        `announced`: others were told of its join, and are to be told of its leave when this replica dies.
+        """
+        ...
+
+    def remove(self, channel: str, client: str) -> asyncio.Future[None]:
+        """Take `client` out of `channel`; no error when it isn't there."""
+        ...
+
+    async def get(self, channel: str) -> dict[str, ClientInfo]:
+        """The members by client id. Raises `TooManyMembers`, `BrokerError`."""
+        ...
+
+    async def stats(self, channel: str) -> PresenceStatsResult:
+        """How many clients, and how many different users ("" is one of them). Raises `BrokerError`.
+
+        In a channel of more than `MAX_MEMBERS`, `num_users` counts those of a dead replica until they are
+        swept; `num_clients` never does.
+        """
+        ...
+
+    def renounce(self) -> None:
+        """Leave all entries to be swept, and go on under a new incarnation from the next `renew`."""
+        ...
+
+    def sweep(self) -> AsyncIterator[list[Departed]]:
+        """Remove, page by page, what one dead incarnation left; no page when there is none to sweep.
+
+        An iteration that is given up leaves the rest to somebody else's sweep. Raises `BrokerError`.
+        """
         ...
 
 
