@@ -34,6 +34,7 @@ from bongsu.metrics import Metrics
 from bongsu.node.admission import Admission, headers_of
 from bongsu.node.channels import BROADCAST, Channels
 from bongsu.node.node import Node
+from bongsu.node.permissions import PlainPermissions
 from bongsu.protocol import problems
 from bongsu.protocol.messages import Principal, Publication
 from bongsu.protocol.problems import Problem
@@ -70,7 +71,7 @@ class Bongsu:
             metrics=metrics,
         )
         self._channels = channels = Channels(
-            settings.channels.without_namespace, settings.channels.namespaces, open_to_all=settings.dev
+            settings.channels.without_namespace, settings.channels.namespaces, settings.channels
         )
         self._admission = Admission(
             verifier=self._verifier,
@@ -80,7 +81,7 @@ class Bongsu:
         )
         self._plain = PlainTransport(
             self.node,
-            channels,
+            PlainPermissions(channels, open_to_all=settings.dev, insecure=settings.client.insecure),
             self._admission,
             settings.client,
             template=settings.plain.template,
@@ -184,7 +185,6 @@ class Bongsu:
         Raises `BrokerUnavailable` (nothing happened, try again), `OutcomeUnknown`, `BadChannelName`,
         `UnknownNamespace`, and TypeError for what is not JSON.
         """
-        self._channels.check_name(channel)
         self._channels.options(channel)
         await self.node.publish(channel, Publication(msgspec.json.encode(data)))
 

@@ -22,11 +22,11 @@ def row(setting: Setting) -> str:
 
 def _default(setting: Setting) -> str:
     default: Any = setting.field.default
-    if default is None or default is PydanticUndefined:
+    if default is PydanticUndefined or default in (None, "", ()):
         return ""  # none, or made at start; the description says which
     if isinstance(default, bool):
         return f"`{str(default).lower()}`"
-    return f"`{default:g}s`" if isinstance(default, float) else f"`{default}`"
+    return f"`{default:.15g}s`" if isinstance(default, float) else f"`{default}`"
 
 
 def documented() -> list[Setting]:

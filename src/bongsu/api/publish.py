@@ -112,7 +112,6 @@ class ServerApi:
 
     def _check_channel(self, channel: str) -> None:
         try:
-            self._channels.check_name(channel)
             self._channels.options(channel)
         except BadChannelName as error:
             raise Refused(API_BAD_REQUEST, str(error)) from None

@@ -13,31 +13,110 @@ import time
 from collections.abc import Callable
 from typing import Protocol
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from bongsu.protocol.errors import SLOW, Disconnect
 from bongsu.protocol.messages import Principal
 
 
-class ClientOptions(BaseModel):
-    """Limits of one client connection (`BONGSU_CLIENT__*`). Sizes in bytes, durations in seconds."""
+class PersonalChannelOptions(BaseModel):
+    """The channel that every user is subscribed to by the server: `#<user id>`."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
+    enabled: bool = Field(False, description="Subscribe each user to a personal channel, `#<user id>`")
+    personal_channel_namespace: str = Field(
+        "", description="Namespace of the personal channels, which must be set up; unset = none"
+    )
+    single_connection: bool = Field(
+        False, description="A new connection of a user closes the user's others (3504)"
+    )
+
+
+class ClientOptions(BaseModel):
+    """Limits and rules of client connections (`BONGSU_CLIENT__*`). Sizes in bytes, durations in seconds."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", hide_input_in_errors=True)
+
+    insecure: bool = Field(
+        False,
+        description="Development only: anybody may connect and do everything on all channels; --dev does not "
+        "imply it",
+    )
+    allow_anonymous_connect_without_token: bool = Field(
+        False, description="Clients without a token may connect, as the anonymous user"
+    )
+    disallow_anonymous_connection_tokens: bool = Field(
+        False, description="Refuse connection tokens without a user id (3507)"
+    )
     queue_max_size: int = Field(
         1024 * 1024, gt=0, description="Unsent bytes above which a client counts as slow and is closed (3008)"
     )
     slow_timeout: float = Field(
         5.0, gt=0, description="Seconds a paused client may make no progress before it counts as slow (3008)"
     )
+    drain_timeout: float = Field(
+        5.0, gt=0, description="Seconds a closed client is given to read what was sent before it is cut off"
+    )
+    ping_interval: float = Field(25.0, ge=0, description="Time between two pings; 0 = none are sent")
+    pong_timeout: float = Field(
+        8.0,
+        ge=0,
+        description="Time a client has to answer a ping, then it is closed (3012); less than ping_interval; "
+        "0 = it need not",
+    )
+    stale_close_delay: float = Field(
+        10.0, gt=0, description="Time a client has to send a connect command, then it is closed (3502)"
+    )
     expired_close_delay: float = Field(
         25.0,
         ge=0,
         description="Seconds a client may stay after its token has expired, then it is closed (3005)",
     )
-    drain_timeout: float = Field(
-        5.0, gt=0, description="Seconds a closed client is given to read what was sent before it is cut off"
+    expired_sub_close_delay: float = Field(
+        25.0, ge=0, description="Time a subscription lasts on after its token has expired (2501, 3006)"
     )
+    channel_limit: int = Field(128, gt=0, description="Most subscriptions of one connection (106, 3505)")
+    user_connection_limit: int = Field(
+        0, ge=0, description="Most connections of one user to one replica (3504); 0 = no limit"
+    )
+    connection_limit: int = Field(
+        0, ge=0, description="Most connections to one replica, others are answered 503; 0 = no limit"
+    )
+    channel_position_check_delay: float = Field(
+        40.0, gt=0, description="Time without a publication after which a channel's position is looked up"
+    )
+    channel_position_max_time_lag: float = Field(
+        0.0,
+        ge=0,
+        description="Age of a publication from which on its positioned subscribers count as having missed "
+        "some; 0 = off",
+    )
+    history_max_publication_limit: int = Field(
+        300, gt=0, description="Most publications a client gets from one look into the history"
+    )
+    recovery_max_publication_limit: int = Field(
+        300, gt=0, description="Most publications a client recovers; one that missed more is told so"
+    )
+    connect_include_server_time: bool = Field(
+        False, description="Tell clients the server's time when they connect"
+    )
+    subscribe_to_user_personal_channel: PersonalChannelOptions = Field(
+        PersonalChannelOptions(), description="Personal channels"
+    )
+
+    @model_validator(mode="after")
+    def _combinations(self) -> ClientOptions:
+        if self.ping_interval and self.pong_timeout >= self.ping_interval:
+            raise ValueError(
+                "pong_timeout must be less than ping_interval, or the next ping hides a missing pong"
+            )
+        personal = self.subscribe_to_user_personal_channel
+        if not personal.enabled and (personal.personal_channel_namespace or personal.single_connection):
+            raise ValueError(
+                "subscribe_to_user_personal_channel has no effect until its option enabled is true"
+            )
+        return self
 
 
 class Socket(Protocol):

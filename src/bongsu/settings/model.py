@@ -14,11 +14,10 @@ from urllib.parse import urlsplit
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, SecretStr, ValidationInfo, field_validator
 
 from bongsu.auth import TokenOptions
-from bongsu.node.channels import ChannelOptions
+from bongsu.node.channels import UPLOADS_NAMESPACE, ChannelOptions, NameOptions
 from bongsu.node.client import ClientOptions
 from bongsu.uploads.options import UploadOptions
 
-BUILT_IN_NAMESPACE: Final = "uploads"
 MAKE_A_SECRET: Final = "openssl rand -hex 32"
 
 # Short enough to type, long enough that nobody guesses it: 128 bits when it is random.
@@ -65,8 +64,8 @@ class Plain(_Options):
         return template
 
 
-class Channels(_Options):
-    """Who may do what on which channels."""
+class Channels(NameOptions):
+    """What the channels can do, who may do what on them, and how their names are read."""
 
     without_namespace: ChannelOptions = Field(
         ChannelOptions(), description="Options of channels without a namespace, such as `broadcast`"
@@ -77,9 +76,11 @@ class Channels(_Options):
 
     @field_validator("namespaces")
     @classmethod
-    def _names_are_valid(cls, namespaces: dict[str, ChannelOptions]) -> dict[str, ChannelOptions]:
+    def _names_are_valid(
+        cls, namespaces: dict[str, ChannelOptions], info: ValidationInfo
+    ) -> dict[str, ChannelOptions]:
         for name in namespaces:
-            if name == BUILT_IN_NAMESPACE:
+            if name == UPLOADS_NAMESPACE:
                 raise ValueError(
                     f"the namespace “{name}” is built in and cannot be set up; choose another name"
                 )
@@ -87,6 +88,8 @@ class Channels(_Options):
                 raise ValueError(
                     f"“{name}” is not a namespace name: two or more letters, digits, “_”, “-” or “.” are"
                 )
+            if info.data.get("namespace_boundary", ":") in name:
+                raise ValueError(f"no channel could be in “{name}”: the namespace_boundary is in its name")
         return namespaces
 
 

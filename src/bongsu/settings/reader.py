@@ -5,7 +5,8 @@ constructed, lets a mistyped `BONGSU_PROT=1` pass, stops at the first value that
 which variable a value came from. An operator needs all problems in one go, by the names they typed.
 
 House rule that makes this possible: a float among the options is a duration in seconds, and an int with
-`size` in its name counts bytes. Both may be written with a unit here; the rooms see numbers only.
+`size` in its name counts bytes, but for `history_size`, a name of the protocol's, which counts publications.
+Both may be written with a unit here; the rooms see numbers only.
 """
 
 from __future__ import annotations
@@ -243,7 +244,7 @@ def _convert(setting: Setting | Path, value: object, *, text: bool) -> object:
         return seconds
     if not isinstance(value, str):
         return value
-    if kind is int and "size" in setting.path[-1]:
+    if kind is int and "size" in setting.path[-1] and setting.path[-1] != "history_size":
         return parse_size(value)
     if text and get_origin(kind) in (list, tuple, set, frozenset):
         return parse_list(value)

@@ -12,10 +12,11 @@ import structlog
 from bongsu.brokers.base import BrokerError
 from bongsu.node.admission import TOKEN_SUBPROTOCOL, Admission, headers_of
 from bongsu.node.beacon import Health
-from bongsu.node.channels import BadChannelName, Channels, UnknownNamespace
+from bongsu.node.channels import BadChannelName, UnknownNamespace
 from bongsu.node.client import Client, ClientOptions
 from bongsu.node.hub import Channel
 from bongsu.node.node import Node
+from bongsu.node.permissions import PlainPermissions
 from bongsu.protocol import problems
 from bongsu.protocol.errors import CONNECTION_EXPIRED, MESSAGE_TOO_BIG, PERMISSION_DENIED, UNSUPPORTED_DATA
 from bongsu.protocol.messages import Principal, Publication
@@ -60,7 +61,7 @@ class PlainTransport:
     def __init__(
         self,
         node: Node,
-        channels: Channels,
+        permissions: PlainPermissions,
         admission: Admission,
         options: ClientOptions,
         *,
@@ -68,7 +69,7 @@ class PlainTransport:
         message_size_limit: int,
     ) -> None:
         self._node = node
-        self._channels = channels
+        self._permissions = permissions
         self._admission = admission
         self._options = options
         self._message_size_limit = message_size_limit
@@ -133,10 +134,9 @@ class PlainTransport:
         self._admission.check_origin(headers)
         principal = await self._admission.admit(headers, scope["subprotocols"])
         try:
-            self._channels.check_name(channel)
-            if not self._channels.may_subscribe(channel, principal):
+            if not self._permissions.may_subscribe(channel, principal):
                 raise Problem(problems.FORBIDDEN, f"You may not subscribe to “{channel}”.")
-            return principal, self._channels.may_publish(channel, principal)
+            return principal, self._permissions.may_publish(channel, principal)
         except BadChannelName as error:
             raise Problem(problems.BAD_CHANNEL, f"{error}.") from None
         except UnknownNamespace as error:
