@@ -264,11 +264,11 @@ class Leases(Protocol):
 
 
 MAX_MEMBERS = 10_000
-"""Most members of one channel that `Presence.get` lists: a longer answer would hold up everybody else."""
+"""Most members of one channel that `Presence.presence` lists: a longer answer would hold up everybody else."""
 
 
 class TooManyMembers(Exception):
-    """The channel has more than `MAX_MEMBERS`; `Presence.stats` still counts them."""
+    """The channel has more than `MAX_MEMBERS`; `Presence.presence_stats` still counts them."""
 
 
 class Standing(NamedTuple):
@@ -298,13 +298,13 @@ class Presence(Protocol):
     counts while that one has a lease; nobody writes it again to keep it alive. The caller promises: client
     ids are unique in the deployment, and the user of a client id never changes. The broker promises:
 
-    - Order: `add`, `remove` and `Broker.send` by one broker object take effect in the order of the calls:
+    - Order: `enter`, `leave` and `Broker.send` by one broker object take effect in the order of the calls:
       each queues its command before it returns.
     - The dead: an incarnation whose lease ran out some time ago is swept by whoever comes first. Each entry
       is removed and reported by one sweep only, however many race; one that its client has written again
       under another incarnation stays.
 
-    Futures fail like that of `Broker.send`. `add` and `remove` may be repeated after any failure.
+    Futures fail like that of `Broker.send`. `enter` and `leave` may be repeated after any failure.
 
     Source: the Centrifuge client protocol, §8 "Presence, join/leave".
     """
@@ -312,22 +312,22 @@ class Presence(Protocol):
     @property
     def standing(self) -> Standing: ...
 
-    def add(self, channel: str, info: ClientInfo, *, announced: bool = False) -> asyncio.Future[None]:
+    def enter(self, channel: str, info: ClientInfo, *, announced: bool = False) -> asyncio.Future[None]:
         """Put `info.client` into `channel`, or replace what is known of it.
 
         `announced`: others were told of its join, and are to be told of its leave when this replica dies.
         """
         ...
 
-    def remove(self, channel: str, client: str) -> asyncio.Future[None]:
+    def leave(self, channel: str, client: str) -> asyncio.Future[None]:
         """Take `client` out of `channel`; no error when it isn't there."""
         ...
 
-    async def get(self, channel: str) -> dict[str, ClientInfo]:
+    async def presence(self, channel: str) -> dict[str, ClientInfo]:
         """The members by client id. Raises `TooManyMembers`, `BrokerError`."""
         ...
 
-    async def stats(self, channel: str) -> PresenceStatsResult:
+    async def presence_stats(self, channel: str) -> PresenceStatsResult:
         """How many clients, and how many different users ("" is one of them). Raises `BrokerError`.
 
         In a channel of more than `MAX_MEMBERS`, `num_users` counts those of a dead replica until they are
@@ -342,7 +342,8 @@ class Presence(Protocol):
     def sweep(self) -> AsyncIterator[list[Departed]]:
         """Remove, page by page, what one dead incarnation left; no page when there is none to sweep.
 
-        An iteration that is given up leaves the rest to somebody else's sweep. Raises `BrokerError`.
+        An iteration that is given up leaves the rest to a later sweep, here or elsewhere. Raises
+        `BrokerError`.
         """
         ...
 
