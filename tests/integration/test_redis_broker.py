@@ -87,7 +87,10 @@ async def test_a_start_without_redis_connects_as_soon_as_it_is_there(redis_serve
 
 @asynccontextmanager
 async def toy_server(publish: Callable[[bytes], bool]) -> AsyncIterator[str]:
-    """Answers OK to everything but PUBLISH; there `publish` says whether the connection lives on."""
+    """Claims to be a master and answers OK to everything but PUBLISH; there `publish` says whether the
+    connection lives on.
+    """
+    info = b"run_id:1\r\nrole:master\r\nmaster_replid:2\r\n"
 
     async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         parser = hiredis.Reader()
@@ -95,7 +98,11 @@ async def toy_server(publish: Callable[[bytes], bool]) -> AsyncIterator[str]:
             while data := await reader.read(4096):
                 parser.feed(data)
                 while (command := parser.gets()) is not False:
-                    if command[0] != b"PUBLISH":
+                    if command[0] == b"INFO":
+                        writer.write(b"$%d\r\n%s\r\n" % (len(info), info))
+                    elif command == [b"CLIENT", b"ID"]:
+                        writer.write(b":1\r\n")
+                    elif command[0] != b"PUBLISH":
                         writer.write(b"+OK\r\n")
                     elif not publish(command[2]):
                         return

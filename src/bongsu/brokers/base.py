@@ -13,11 +13,14 @@ import enum
 from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from os import urandom
+from string import ascii_letters
 from typing import NamedTuple, Protocol, TypeAlias, runtime_checkable
 
 from broadcaster import BroadcastBackend
 from broadcaster import Event as TextEvent
 
+from bongsu.brokers.envelope import EPOCH_SIZE
 from bongsu.protocol.messages import ClientInfo, PresenceStatsResult, Publication, StreamPosition
 
 Event: TypeAlias = tuple[str, bytes]
@@ -355,6 +358,14 @@ class Restartable(Protocol):
     def restart_reading(self) -> None: ...
 
 
+_LETTERS = bytes(ord(ascii_letters[byte % len(ascii_letters)]) for byte in range(256))
+
+
+def new_epoch() -> bytes:
+    """`envelope.EPOCH_SIZE` random letters."""
+    return urandom(EPOCH_SIZE).translate(_LETTERS)
+
+
 class Backend(BroadcastBackend, ABC):
     """The `BroadcastBackend` face of our brokers. Subclasses bring the `Broker` methods."""
 
@@ -388,7 +399,7 @@ class Backend(BroadcastBackend, ABC):
     def drop(self, channel: str) -> None: ...
 
     @abstractmethod
-    def send(self, channel: str, payload: bytes) -> asyncio.Future[None]: ...
+    def send(self, channel: str, payload: bytes, *, idempotency_key: str = "") -> asyncio.Future[None]: ...
 
     @abstractmethod
     def pause(self) -> None: ...

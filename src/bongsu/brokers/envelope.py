@@ -39,8 +39,10 @@ _PLAIN: Final = 0x01
 _BINARY: Final = 0x02
 _POSITIONED: Final = 0x04
 _EXTRAS: Final = 0x08
+_PATCHABLE: Final = 0x10
 
-_HEADS: Final = tuple(bytes((VERSION, _PUBLICATION, flags)) for flags in range(16))
+_HEADS: Final = tuple(bytes((VERSION, _PUBLICATION, flags)) for flags in range(32))
+_KNOWN_HEADS: Final = frozenset(_HEADS)
 _BARE_HEAD: Final = _HEADS[0]
 _CONTROL_HEAD: Final = bytes((VERSION, _CONTROL, 0))
 _JOIN_HEAD: Final = bytes((VERSION, _JOIN, 0))
@@ -110,6 +112,8 @@ def _halves(publication: Publication, flags: int) -> tuple[bytes, bytes]:
         flags |= _PLAIN
     if publication.binary:
         flags |= _BINARY
+    if publication.patchable:
+        flags |= _PATCHABLE
     info = publication.info
     if info is None and publication.tags is None and not publication.time:
         return _HEADS[flags], publication.data
@@ -123,7 +127,7 @@ def decode(payload: bytes) -> Message:
     head = payload[:_HEAD_SIZE]
     if head == _BARE_HEAD:
         return Publication(payload[_HEAD_SIZE:])
-    if head in _HEADS:
+    if head in _KNOWN_HEADS:
         return _decode_publication(payload)
     if head == _CONTROL_HEAD:
         return Control(payload[_HEAD_SIZE:])
@@ -166,6 +170,7 @@ def _decode_publication(payload: bytes) -> Publication:
         info=info,
         tags=tags,
         binary=bool(flags & _BINARY),
+        patchable=bool(flags & _PATCHABLE),
         epoch=epoch,
         time=time,
     )

@@ -4,28 +4,56 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from typing import Any, TypeVar
 
-from bongsu.brokers.base import Backend, BrokerBusy, BrokerState, BrokerUnavailable, Event
+from bongsu.brokers.base import (
+    MAX_READ,
+    Appended,
+    Backend,
+    BrokerBusy,
+    BrokerState,
+    BrokerUnavailable,
+    Event,
+    OutcomeUnknown,
+    Page,
+    Read,
+    StreamOptions,
+)
+from bongsu.brokers.memory_streams import MemoryStreams
+from bongsu.protocol.messages import Publication, StreamPosition
+
+_T = TypeVar("_T")
 
 
 class MemoryBroker(Backend):
     """Payloads sent in one loop turn reach `on_batch` together, in the next.
 
-    `send` completes at once, except while reading is paused: then it completes when the payload has been
-    handed over, so that publishers slow down with the subscribers.
+    `send` and `append` complete at once, except while reading is paused: then when the payload has been
+    handed over, so that publishers slow down with the subscribers. Streams live as long as the object.
     """
 
     kind = "memory"
 
-    def __init__(self, url: str = "memory://", *, max_pending: int = 64 * 1024 * 1024) -> None:
-        """`max_pending`: bytes that may wait for delivery before `send` answers `BrokerBusy`."""
+    def __init__(
+        self,
+        url: str = "memory://",
+        *,
+        max_pending: int = 64 * 1024 * 1024,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        """`max_pending`: bytes that may wait for delivery before `send` answers `BrokerBusy`.
+
+        `clock`: seconds, never going back.
+        """
         super().__init__()
+        self._clock = clock
         self._max_pending = max_pending
         self._pending_bytes = 0
         self._wanted: dict[str, asyncio.Future[None]] = {}
         self._pending: list[Event] = []
-        self._waiters: list[asyncio.Future[None]] = []
+        self._waiters: list[tuple[asyncio.Future[Any], Any]] = []
+        self._streams = MemoryStreams()
         self._scheduled = False
         self._paused = False
         self._state = BrokerState.CLOSED
@@ -42,34 +70,48 @@ class MemoryBroker(Backend):
         self._state = BrokerState.CLOSED
         self._pending.clear()
         self._pending_bytes = 0
-        for waiter in self._waiters:
-            waiter.cancel()
-        self._waiters.clear()
+        waiters, self._waiters = self._waiters, []
+        for waiter, _ in waiters:
+            if not waiter.done():
+                waiter.set_exception(OutcomeUnknown("the broker was shut down before it delivered"))
+                waiter.exception()  # nobody may be waiting
 
     def want(self, channel: str) -> asyncio.Future[None]:
         ready = self._wanted.get(channel)
         if ready is None:
-            ready = self._wanted[channel] = _done()
+            ready = self._wanted[channel] = _done(None)
         return ready
 
     def drop(self, channel: str) -> None:
         self._wanted.pop(channel, None)
 
-    def send(self, channel: str, payload: bytes) -> asyncio.Future[None]:
+    def send(self, channel: str, payload: bytes, *, idempotency_key: str = "") -> asyncio.Future[None]:
+        refusal = self._refusal(channel, len(payload))
+        if refusal is not None:
+            return _failed(refusal)
+        if idempotency_key and not self._streams.first_send(channel, idempotency_key, now=self._clock()):
+            return _done(None)
+        return self._deliver_later(channel, payload, None)
+
+    def _refusal(self, channel: str, size: int) -> BrokerUnavailable | None:
         if self._state is not BrokerState.CONNECTED:
-            return _failed(BrokerUnavailable("the broker is not connected"))
+            return BrokerUnavailable("the broker is not connected")
+        if channel in self._wanted and self._pending_bytes + size > self._max_pending:
+            return BrokerBusy(f"{self._pending_bytes} bytes wait for delivery")
+        return None
+
+    def _deliver_later(self, channel: str, payload: bytes, result: _T) -> asyncio.Future[_T]:
+        """A future that is done with `result` when the payload may count as delivered."""
         if channel not in self._wanted:
-            return _done()
-        if self._pending_bytes + len(payload) > self._max_pending:
-            return _failed(BrokerBusy(f"{self._pending_bytes} bytes wait for delivery"))
+            return _done(result)
         self._pending.append((channel, payload))
         self._pending_bytes += len(payload)
         if self._paused:
-            waiter = asyncio.get_running_loop().create_future()
-            self._waiters.append(waiter)
+            waiter: asyncio.Future[_T] = asyncio.get_running_loop().create_future()
+            self._waiters.append((waiter, result))
             return waiter
         self._schedule()
-        return _done()
+        return _done(result)
 
     def pause(self) -> None:
         self._paused = True
@@ -91,18 +133,79 @@ class MemoryBroker(Backend):
         batch, self._pending = self._pending, []
         self._pending_bytes = 0
         waiters, self._waiters = self._waiters, []
-        for waiter in waiters:
+        for waiter, result in waiters:
             if not waiter.done():
-                waiter.set_result(None)
+                waiter.set_result(result)
         # A channel may have been dropped between send and now; nobody is interested then.
         batch = [event for event in batch if event[0] in self._wanted]
         if batch:
             self._hand_over(batch)
 
+    # Streams
+
+    def append(
+        self,
+        channel: str,
+        publication: Publication,
+        options: StreamOptions,
+        *,
+        idempotency_key: str = "",
+        version: int = 0,
+        version_epoch: str = "",
+    ) -> asyncio.Future[Appended]:
+        refusal = self._refusal(channel, len(publication.data))
+        if refusal is not None:
+            return _failed(refusal)
+        position, payload = self._streams.append(
+            channel,
+            publication,
+            options,
+            idempotency_key=idempotency_key,
+            version=version,
+            version_epoch=version_epoch,
+            now=self._clock(),
+        )
+        return _done(position) if payload is None else self._deliver_later(channel, payload, position)
+
+    def read(
+        self,
+        channel: str,
+        *,
+        since: StreamPosition | None = None,
+        limit: int,
+        reverse: bool = False,
+        meta_ttl: float,
+    ) -> asyncio.Future[Page]:
+        if self._state is not BrokerState.CONNECTED:
+            return _failed(BrokerUnavailable("the broker is not connected"))
+        page = self._streams.read(
+            channel, since=since, limit=limit, reverse=reverse, meta_ttl=meta_ttl, now=self._clock()
+        )
+        return _done(page)
+
+    def read_many(self, reads: Sequence[Read]) -> Awaitable[list[Page]]:
+        for read in reads:
+            if not 0 <= read.limit <= MAX_READ:
+                raise ValueError(f"a limit of {read.limit}, not 0 to {MAX_READ}")
+        return asyncio.gather(
+            *[
+                self.read(read.channel, since=read.since, limit=read.limit, meta_ttl=read.meta_ttl)
+                for read in reads
+            ]
+        )
+
+    def remove(self, channel: str) -> asyncio.Future[None]:
+        if self._state is not BrokerState.CONNECTED:
+            return _failed(BrokerUnavailable("the broker is not connected"))
+        self._streams.remove(channel)
+        return _done(None)
+
     # Leases
 
     async def renew(self, replica: str, data: bytes, ttl: float) -> Mapping[str, bytes]:
-        now = time.monotonic()
+        now = self._clock()
+        # The replica's heartbeat: so what expired goes even when nobody publishes.
+        self._streams.expire(now)
         self._leases[replica] = (now + ttl, data)
         self._leases = {name: lease for name, lease in self._leases.items() if lease[0] > now}
         return {name: data for name, (_, data) in self._leases.items()}
@@ -111,13 +214,13 @@ class MemoryBroker(Backend):
         self._leases.pop(replica, None)
 
 
-def _done() -> asyncio.Future[None]:
-    future = asyncio.get_running_loop().create_future()
-    future.set_result(None)
+def _done(result: _T) -> asyncio.Future[_T]:
+    future: asyncio.Future[_T] = asyncio.get_running_loop().create_future()
+    future.set_result(result)
     return future
 
 
-def _failed(error: Exception) -> asyncio.Future[None]:
-    future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+def _failed(error: Exception) -> asyncio.Future[Any]:
+    future: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
     future.set_exception(error)
     return future

@@ -15,10 +15,11 @@ _POSITIONS = st.just((0, "")) | st.tuples(
     st.integers(1, 2**64 - 1), st.text("abcXYZ", min_size=8, max_size=8)
 )
 _PUBLICATIONS = st.builds(
-    lambda data, plain, binary, info, tags, time, position: Publication(
+    lambda data, plain, binary, patchable, info, tags, time, position: Publication(
         data,
         plain=plain,
         binary=binary,
+        patchable=patchable,
         info=info,
         tags=tags,
         time=time,
@@ -26,6 +27,7 @@ _PUBLICATIONS = st.builds(
         epoch=position[1],
     ),
     st.binary(),
+    st.booleans(),
     st.booleans(),
     st.booleans(),
     st.none() | _INFOS,
@@ -60,7 +62,7 @@ def test_a_control_message_comes_out_as_it_went_in(body: bytes) -> None:
     assert envelope.decode(envelope.encode(Control(body))) == Control(body)
 
 
-@given(st.builds(lambda head, rest: bytes(head) + rest, st.tuples(*[st.integers(0, 20)] * 3), st.binary()))
+@given(st.builds(lambda head, rest: bytes(head) + rest, st.tuples(*[st.integers(0, 40)] * 3), st.binary()))
 def test_any_bytes_are_a_message_or_refused(payload: bytes) -> None:
     try:
         message = envelope.decode(payload)
@@ -78,7 +80,7 @@ def test_any_bytes_are_a_message_or_refused(payload: bytes) -> None:
         b"\x02\x01\x00data",
         b"\x01\x09\x00data",
         b"\x01\x01\x80data",
-        b"\x01\x01\x10data",
+        b"\x01\x01\x20data",
         b"\x01\x02\x01data",
     ],
 )

@@ -3,20 +3,31 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping
-from functools import lru_cache
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from importlib.resources import files
-from zlib import crc32
+from typing import Any
 
-from bongsu.brokers.base import Backend, BrokerError, BrokerState, Event
+from bongsu.brokers import envelope
+from bongsu.brokers.base import (
+    IDEMPOTENCY_TTL,
+    MAX_READ,
+    Appended,
+    Backend,
+    BrokerError,
+    BrokerState,
+    Event,
+    Page,
+    Read,
+    StreamOptions,
+    new_epoch,
+)
+from bongsu.brokers.redis import scripts
+from bongsu.brokers.redis.greeting import Greeter
 from bongsu.brokers.redis.link import opener
+from bongsu.brokers.redis.names import Names
 from bongsu.brokers.redis.pipeline import Pipeline
 from bongsu.brokers.redis.pump import Pump
-
-PARTITIONS = 1024
-"""Fixed for ever: the hash tag of every key and channel. A channel's own name as the tag would break on
-`}`.
-"""
+from bongsu.protocol.messages import Publication, StreamPosition
 
 _LEASE_SCRIPT = (files("bongsu.brokers") / "lua" / "lease.lua").read_text()
 
@@ -29,13 +40,16 @@ class RedisBroker(Backend):
     def __init__(self, url: str, *, prefix: str = "bongsu") -> None:
         """`url` as redis-py reads it. Raises ValueError when it can't."""
         super().__init__()
-        self._prefix = prefix
+        self._names = Names(prefix)
         self._started = False
-        open_link = opener(url)
-        self.pipeline = Pipeline(open_link)
-        self.pump = Pump(open_link, name_of=self._channel_name, on_batch=self._on_pump)
-        # Formatting and hashing the name costs more than packing the whole command.
-        self._channel_name_cached = lru_cache(maxsize=65536)(self._make_channel_name)
+        self._greeter = Greeter()
+        self.pipeline = Pipeline(
+            opener(url, greet=self._greeter.greet),
+            scripts=[script.text for script in (scripts.APPEND, scripts.READ, scripts.SEND_ONCE)],
+        )
+        self.pump = Pump(
+            opener(url), name_of=lambda channel: self._names.of(channel).channel, on_batch=self._on_pump
+        )
 
     @property
     def state(self) -> BrokerState:
@@ -64,8 +78,12 @@ class RedisBroker(Backend):
     def drop(self, channel: str) -> None:
         self.pump.drop(channel)
 
-    def send(self, channel: str, payload: bytes) -> asyncio.Future[None]:
-        return self.pipeline.execute(b"PUBLISH", self._channel_name(channel), payload)
+    def send(self, channel: str, payload: bytes, *, idempotency_key: str = "") -> asyncio.Future[None]:
+        name = self._names.of(channel).channel
+        if not idempotency_key:
+            return self.pipeline.execute(b"PUBLISH", name, payload, lane=name)
+        keys = (name, self._names.result(channel, idempotency_key))
+        return self._run(scripts.SEND_ONCE, keys, payload, _milliseconds(IDEMPOTENCY_TTL), lane=name)
 
     def pause(self) -> None:
         self.pump.pause()
@@ -76,10 +94,105 @@ class RedisBroker(Backend):
     def restart_reading(self) -> None:
         self.pump.restart()
 
+    # Streams
+
+    def append(
+        self,
+        channel: str,
+        publication: Publication,
+        options: StreamOptions,
+        *,
+        idempotency_key: str = "",
+        version: int = 0,
+        version_epoch: str = "",
+    ) -> asyncio.Future[Appended]:
+        names = self._names.of(channel)
+        keys = [names.meta, names.window, names.channel]
+        if idempotency_key:
+            keys.append(self._names.result(channel, idempotency_key))
+        return self._run(
+            scripts.APPEND,
+            keys,
+            *envelope.halves(publication),
+            options.size,
+            _milliseconds(options.ttl),
+            _milliseconds(options.meta_ttl),
+            _milliseconds(IDEMPOTENCY_TTL),
+            new_epoch(),
+            self._greeter.incarnation,
+            b"%020d" % version if version else b"",
+            version_epoch,
+            lane=names.channel,
+            parse=self._appended,
+        )
+
+    def read(
+        self,
+        channel: str,
+        *,
+        since: StreamPosition | None = None,
+        limit: int,
+        reverse: bool = False,
+        meta_ttl: float,
+    ) -> asyncio.Future[Page]:
+        names = self._names.of(channel)
+        if since is not None and reverse and not since.offset:
+            limit = 0  # nothing comes before the first, and Redis has no id below 0-0
+        return self._run(
+            scripts.READ,
+            (names.meta, names.window),
+            new_epoch(),
+            self._greeter.incarnation,
+            _milliseconds(meta_ttl),
+            b"%d-0" % since.offset if since is not None else b"",
+            limit,
+            b"1" if reverse else b"",
+            lane=names.channel,
+            parse=self._page,
+        )
+
+    def read_many(self, reads: Sequence[Read]) -> Awaitable[list[Page]]:
+        for read in reads:
+            if not 0 <= read.limit <= MAX_READ:
+                raise ValueError(f"a limit of {read.limit}, not 0 to {MAX_READ}")
+        return asyncio.gather(
+            *[
+                self.read(read.channel, since=read.since, limit=read.limit, meta_ttl=read.meta_ttl)
+                for read in reads
+            ]
+        )
+
+    def remove(self, channel: str) -> asyncio.Future[None]:
+        names = self._names.of(channel)
+        return self.pipeline.execute(b"UNLINK", names.window, lane=names.channel)
+
+    def _run(
+        self,
+        script: scripts.Script,
+        keys: Sequence[bytes],
+        *args: bytes | str | int,
+        lane: bytes,
+        parse: Callable[[Any], Any] | None = None,
+    ) -> asyncio.Future[Any]:
+        return self.pipeline.execute(b"EVALSHA", script.sha, len(keys), *keys, *args, lane=lane, parse=parse)
+
+    def _appended(self, answer: Any) -> Appended:
+        self._learn(answer)
+        return scripts.appended(answer)
+
+    def _page(self, answer: Any) -> Page:
+        self._learn(answer)
+        return scripts.page(answer)
+
+    def _learn(self, answer: Any) -> None:
+        """A fourth element says that Redis has another incarnation since we asked."""
+        if isinstance(answer, list) and len(answer) > 3:
+            self._greeter.incarnation = answer[3]
+
     # Leases
 
     async def renew(self, replica: str, data: bytes, ttl: float) -> Mapping[str, bytes]:
-        expires, values = self._lease_keys()
+        expires, values = self._names.leases()
         flat = await self.pipeline.execute(
             b"EVAL", _LEASE_SCRIPT, 2, expires, values, replica, data, int(ttl * 1000)
         )
@@ -89,24 +202,15 @@ class RedisBroker(Backend):
         return {name.decode(): value for name, value in zip(names, names, strict=True)}
 
     async def release(self, replica: str) -> None:
-        expires, values = self._lease_keys()
+        expires, values = self._names.leases()
         await asyncio.gather(
             self.pipeline.execute(b"ZREM", expires, replica), self.pipeline.execute(b"HDEL", values, replica)
         )
 
-    # Names
-
     def _on_pump(self, batch: list[Event]) -> None:
         self._hand_over(batch)
 
-    def _channel_name(self, channel: str) -> bytes:
-        return self._channel_name_cached(channel)
 
-    def _make_channel_name(self, channel: str) -> bytes:
-        raw = channel.encode()
-        return b"%s:{%d}:channel:%s" % (self._prefix.encode(), crc32(raw) % PARTITIONS, raw)
-
-    def _lease_keys(self) -> tuple[str, str]:
-        partition = crc32(b"leases") % PARTITIONS
-        base = f"{self._prefix}:{{{partition}}}:leases"
-        return f"{base}:expires", f"{base}:values"
+def _milliseconds(seconds: float) -> int:
+    """At least 1: Redis takes 0 for "delete it now"."""
+    return max(1, round(seconds * 1000))

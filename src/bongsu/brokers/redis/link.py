@@ -63,10 +63,6 @@ class Link(asyncio.Protocol):
         if self._transport is not None:
             self._transport.write(data)
 
-    def unsent(self) -> int:
-        """Bytes written that the kernel has not taken yet."""
-        return self._transport.get_write_buffer_size() if self._transport is not None else 0
-
     def pause_reading(self) -> None:
         if self._transport is not None and self._transport.is_reading():
             self._transport.pause_reading()
@@ -112,7 +108,11 @@ Open: TypeAlias = Callable[[Link], Awaitable[None]]
 """Connects and hands the connection to the given link. Raises `CONNECT_ERRORS`."""
 
 
-def opener(url: str) -> Open:
+Greet: TypeAlias = Callable[[AbstractConnection], Awaitable[None]]
+"""Asks what must be known before a connection is used. Raises `CONNECT_ERRORS` when it must not be."""
+
+
+def opener(url: str, *, greet: Greet | None = None) -> Open:
     """An `Open` for `url` (redis://, rediss://, unix://). Raises ValueError when redis-py cannot read it."""
     pool = ConnectionPool.from_url(
         url, protocol=2, socket_connect_timeout=CONNECT_TIMEOUT, retry=Retry(NoBackoff(), 0)
@@ -123,6 +123,8 @@ def opener(url: str) -> Open:
         try:
             async with asyncio.timeout(2 * CONNECT_TIMEOUT):
                 await cast("Any", connection).connect()
+                if greet is not None:
+                    await greet(connection)
             link.adopt(connection)
         except BaseException:
             await connection.disconnect(nowait=True)

@@ -1,0 +1,60 @@
+"""What a new command connection asks before it is used: which Redis this is, and whether it takes writes."""
+
+from __future__ import annotations
+
+import re
+from typing import Any, cast
+
+import structlog
+from redis.asyncio.connection import AbstractConnection
+from redis.exceptions import ReadOnlyError, ResponseError
+
+log = structlog.get_logger("bongsu.brokers.redis")
+
+
+class Greeter:
+    """Remembers, from one connection to the next, whom we talked to."""
+
+    def __init__(self) -> None:
+        self.incarnation = b""
+        """run_id and master_replid of the Redis; other ones mean that it may have forgotten something."""
+        self._run_id = b""
+        self._client_id = 0
+
+    async def greet(self, connection: AbstractConnection) -> None:
+        """Raises RedisError; `ReadOnlyError` for a replica.
+
+        A replica would take PUBLISH without complaint, and only its own subscribers would hear it.
+        """
+        server, replication, client_id = await _ask(
+            connection, ("INFO", "server"), ("INFO", "replication"), ("CLIENT", "ID")
+        )
+        run_id, replid = _field("run_id", server), _field("master_replid", replication)
+        if _field("role", replication) != b"master":
+            raise ReadOnlyError("this redis is a replica")
+        if self._client_id and run_id == self._run_id:
+            await self._kill_predecessor(connection)
+        self.incarnation = run_id + replid
+        self._run_id, self._client_id = run_id, int(client_id)
+
+    async def _kill_predecessor(self, connection: AbstractConnection) -> None:
+        """A connection that we gave up may have publishes in Redis's socket still, unread. Executed after
+        those of this connection, they would turn up behind their successors.
+        """
+        try:
+            await _ask(connection, ("CLIENT", "KILL", "ID", str(self._client_id)))
+        except ResponseError as error:
+            log.warning("redis does not let us end our own old connection", error=str(error))
+
+
+async def _ask(connection: AbstractConnection, *commands: tuple[str, ...]) -> list[Any]:
+    untyped = cast("Any", connection)
+    await untyped.send_packed_command(untyped.pack_commands(commands))
+    return [await untyped.read_response() for _ in commands]
+
+
+def _field(name: str, info: Any) -> bytes:
+    match = re.search(rb"^%s:(\w+)" % name.encode(), info, re.MULTILINE) if isinstance(info, bytes) else None
+    if match is None:
+        raise ResponseError(f"INFO without {name}")
+    return match[1]
