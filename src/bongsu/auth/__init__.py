@@ -13,7 +13,7 @@ from bongsu.auth.claims import (
     TokenError,
     TokenExpired,
 )
-from bongsu.auth.options import TokenOptions
+from bongsu.auth.options import SubscriptionTokenOptions, TokenOptions
 from bongsu.auth.signing import sign_connection_token, sign_subscription_token
 from bongsu.auth.verifier import TokenVerifier
 
@@ -24,6 +24,7 @@ __all__ = [
     "KeysUnavailable",
     "ServerSubscription",
     "SubscriptionToken",
+    "SubscriptionTokenOptions",
     "TokenError",
     "TokenExpired",
     "TokenOptions",

@@ -166,6 +166,25 @@ class TokenOptions(BaseModel):
         return self
 
 
+class SubscriptionTokenOptions(TokenOptions):
+    """Keys of subscription tokens alone (`BONGSU_CLIENT__SUBSCRIPTION_TOKEN__*`); they need no other options.
+
+    Not enabled, subscription tokens are checked as connection tokens are.
+    """
+
+    enabled: bool = Field(
+        False, description="Check subscription tokens by the settings below, instead of BONGSU_TOKEN__…"
+    )
+
+    @model_validator(mode="after")
+    def _keys_are_used(self) -> SubscriptionTokenOptions:
+        if self.enabled and not self.configured:
+            raise ValueError("is enabled, but no key is set that subscription tokens could be checked with")
+        if self.configured and not self.enabled:
+            raise ValueError("has a key, but is not enabled; set its option enabled to true")
+        return self
+
+
 def _listed_values(name: str, *patterns: str | None) -> frozenset[str]:
     """The alternatives of the group `(?P<name>a|b|c)`.
 

@@ -64,6 +64,54 @@ class Plain(_Options):
         return template
 
 
+class WebSocket(_Options):
+    """The client protocol at `/connection/websocket`."""
+
+    message_size_limit: int = Field(
+        65536, gt=0, description="Largest message of a client in bytes; larger ones close it (1009)"
+    )
+
+
+class _Request(_Options):
+    max_request_body_size: int = Field(
+        65536, gt=0, description="Largest body of a request in bytes; larger ones are answered 413"
+    )
+
+
+class HttpStream(_Request):
+    """The client protocol at `/connection/http_stream`."""
+
+    enabled: bool = Field(False, description="Serve /connection/http_stream, and /emulation with it")
+
+
+class Sse(_Request):
+    """The client protocol at `/connection/sse`."""
+
+    enabled: bool = Field(False, description="Serve /connection/sse, and /emulation with it")
+
+
+class Emulation(_Request):
+    """`/emulation`, where clients of the two above send their commands."""
+
+
+class UniWebSocket(WebSocket):
+    """One-way, at `/connection/uni_websocket`."""
+
+    enabled: bool = Field(False, description="Serve /connection/uni_websocket")
+
+
+class UniHttpStream(_Request):
+    """One-way, at `/connection/uni_http_stream`."""
+
+    enabled: bool = Field(False, description="Serve /connection/uni_http_stream")
+
+
+class UniSse(_Request):
+    """One-way, at `/connection/uni_sse`."""
+
+    enabled: bool = Field(False, description="Serve /connection/uni_sse")
+
+
 class Channels(NameOptions):
     """What the channels can do, who may do what on them, and how their names are read."""
 
@@ -120,11 +168,12 @@ class Settings(_Options):
     Raises `pydantic.ValidationError`; `load` turns that into a `SettingsError` that names the variables.
     """
 
-    # First of all: the checks of secrets below ask for it.
+    # These two first: the checks of secrets below ask for them.
     dev: bool = Field(
         False,
         description="Development: anonymous clients and uploads, open plain sockets, a made-up API key",
     )
+    client: ClientOptions = Field(ClientOptions(), description="Limits and rules of client connections")
     host: str = Field("127.0.0.1", pattern=r"^\S+$", description="Address to listen on")
     port: int = Field(8000, ge=0, le=65535, description="TCP port to listen on; 0 = any free one")
     replica: str = Field(
@@ -168,8 +217,14 @@ class Settings(_Options):
         "default: nobody's, since any client can send them",
     )
     plain: Plain = Field(Plain(), description="The plain broadcast")
-    client: ClientOptions = Field(ClientOptions(), description="Limits of one client connection")
-    channels: Channels = Field(Channels(), description="Channels and namespaces")
+    websocket: WebSocket = Field(WebSocket(), description="The client protocol over WebSocket")
+    http_stream: HttpStream = Field(HttpStream(), description="The client protocol over an HTTP stream")
+    sse: Sse = Field(Sse(), description="The client protocol over server-sent events")
+    emulation: Emulation = Field(Emulation(), description="The way back of the two above")
+    uni_websocket: UniWebSocket = Field(UniWebSocket(), description="One-way WebSocket")
+    uni_http_stream: UniHttpStream = Field(UniHttpStream(), description="One-way HTTP stream")
+    uni_sse: UniSse = Field(UniSse(), description="One-way server-sent events")
+    channels: Channels = Field(Channels(), validate_default=True, description="Channels and namespaces")
     upload: UploadOptions = Field(UploadOptions(), description="Uploads")
     token: TokenOptions = Field(TokenOptions(), validate_default=True, description="Client tokens")
     log: Log = Field(Log(), description="Logging")
@@ -228,11 +283,20 @@ class Settings(_Options):
         text = key.get_secret_value()
         if not text.isascii() or not text.isprintable() or text != text.strip():
             raise ValueError("must be printable ASCII without spaces around it, since it travels in a header")
-        if not dev and len(text) < _MIN_API_KEY_BYTES:
+        if len(text) < _MIN_API_KEY_BYTES and not _weak_secrets_will_do(info):
             raise ValueError(
                 f"is too short: {_MIN_API_KEY_BYTES} characters or more. Make one with `{MAKE_A_SECRET}`"
             )
         return key
+
+    @field_validator("client")
+    @classmethod
+    def _subscription_token_keys_are_strong(
+        cls, client: ClientOptions, info: ValidationInfo
+    ) -> ClientOptions:
+        if info.data.get("dev") is False and not client.insecure:
+            _check_strength(client.subscription_token, "subscription_token.")
+        return client
 
     @field_validator("token")
     @classmethod
@@ -246,14 +310,21 @@ class Settings(_Options):
                 "BONGSU_TOKEN__ECDSA_PUBLIC_KEY or BONGSU_TOKEN__JWKS_PUBLIC_ENDPOINT, or use --dev "
                 "on your own machine"
             )
-        for name in ("hmac_secret", "hmac_previous_secret_key"):
-            secret: SecretStr | None = getattr(token, name)
-            if secret is not None and len(secret.get_secret_value().encode()) < _MIN_HMAC_BYTES:
-                raise ValueError(
-                    f"{name} is too short: {_MIN_HMAC_BYTES} bytes or more (RFC 7518 §3.2). "
-                    f"Make one with `{MAKE_A_SECRET}`"
-                )
+        if not _weak_secrets_will_do(info):
+            _check_strength(token)
         return token
+
+    @field_validator("channels")
+    @classmethod
+    def _personal_channels_have_their_namespace(cls, channels: Channels, info: ValidationInfo) -> Channels:
+        client: ClientOptions | None = info.data.get("client")
+        name = client.subscribe_to_user_personal_channel.personal_channel_namespace if client else ""
+        if name and name not in channels.namespaces:
+            raise ValueError(
+                f"personal channels are to be in the namespace “{name}”, which is not set up; set an option "
+                f"of BONGSU_CHANNELS__NAMESPACES__{name}__…"
+            )
+        return channels
 
     @field_validator("allowed_origins")
     @classmethod
@@ -279,6 +350,22 @@ class Settings(_Options):
                     f"“{network}” is not an address or network; write 10.0.0.5 or 10.0.0.0/8"
                 ) from None
         return networks
+
+
+def _weak_secrets_will_do(info: ValidationInfo) -> bool:
+    """Where everybody may do everything, a guessed secret opens nothing more."""
+    client: ClientOptions | None = info.data.get("client")
+    return info.data.get("dev") is not False or client is None or client.insecure
+
+
+def _check_strength(token: TokenOptions, group: str = "") -> None:
+    for name in ("hmac_secret", "hmac_previous_secret_key"):
+        secret: SecretStr | None = getattr(token, name)
+        if secret is not None and len(secret.get_secret_value().encode()) < _MIN_HMAC_BYTES:
+            raise ValueError(
+                f"{group}{name} is too short: {_MIN_HMAC_BYTES} bytes or more (RFC 7518 §3.2). "
+                f"Make one with `{MAKE_A_SECRET}`"
+            )
 
 
 def _split_scheme(url: str) -> tuple[str, str]:

@@ -333,6 +333,180 @@ def test_a_value_of_the_wrong_kind_in_the_file_is_told_with_its_key(line: str, w
     assert problem.startswith(words)
 
 
+# Options of the client protocol
+
+# As somebody would set them who runs the test suites of the client libraries against the server.
+SDK_SUITES = """
+BONGSU_PORT=8000
+BONGSU_API_KEY=test-api-key
+BONGSU_TOKEN__HMAC_SECRET=secret
+BONGSU_CLIENT__INSECURE=true
+BONGSU_CLIENT__SUBSCRIBE_TO_USER_PERSONAL_CHANNEL__ENABLED=true
+BONGSU_HTTP_STREAM__ENABLED=true
+BONGSU_SSE__ENABLED=true
+BONGSU_CHANNELS__WITHOUT_NAMESPACE__PRESENCE=true
+BONGSU_CHANNELS__WITHOUT_NAMESPACE__JOIN_LEAVE=true
+BONGSU_CHANNELS__WITHOUT_NAMESPACE__FORCE_PUSH_JOIN_LEAVE=true
+BONGSU_CHANNELS__WITHOUT_NAMESPACE__HISTORY_SIZE=100
+BONGSU_CHANNELS__WITHOUT_NAMESPACE__HISTORY_TTL=300s
+BONGSU_CHANNELS__WITHOUT_NAMESPACE__FORCE_RECOVERY=true
+BONGSU_CHANNELS__WITHOUT_NAMESPACE__ALLOWED_DELTA_TYPES=["fossil"]
+BONGSU_CHANNELS__WITHOUT_NAMESPACE__DELTA_PUBLISH=true
+BONGSU_CHANNELS__WITHOUT_NAMESPACE__ALLOW_PUBLISH_FOR_SUBSCRIBER=true
+BONGSU_CHANNELS__WITHOUT_NAMESPACE__ALLOW_PRESENCE_FOR_SUBSCRIBER=true
+BONGSU_CHANNELS__WITHOUT_NAMESPACE__ALLOW_HISTORY_FOR_SUBSCRIBER=true
+BONGSU_CHANNELS__NAMESPACES__smallhistory__HISTORY_SIZE=2
+BONGSU_CHANNELS__NAMESPACES__smallhistory__HISTORY_TTL=300s
+BONGSU_CHANNELS__NAMESPACES__smallhistory__FORCE_RECOVERY=true
+"""
+
+SDK_SUITES_FILE = """
+port = 8000
+api_key = "test-api-key"
+
+[token]
+hmac_secret = "secret"
+
+[client]
+insecure = true
+subscribe_to_user_personal_channel.enabled = true
+
+[http_stream]
+enabled = true
+
+[sse]
+enabled = true
+
+[channels.without_namespace]
+presence = true
+join_leave = true
+force_push_join_leave = true
+history_size = 100
+history_ttl = "300s"
+force_recovery = true
+allowed_delta_types = ["fossil"]
+delta_publish = true
+allow_publish_for_subscriber = true
+allow_presence_for_subscriber = true
+allow_history_for_subscriber = true
+
+[channels.namespaces.smallhistory]
+history_size = 2
+history_ttl = "5m"
+force_recovery = true
+"""
+
+
+@pytest.mark.parametrize("source", ["environment", "file"])
+def test_environment_or_file_alone_can_say_what_the_suites_of_the_client_libraries_need(
+    source: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if source == "file":
+        toml(SDK_SUITES_FILE)
+    else:
+        for line in SDK_SUITES.split():
+            monkeypatch.setenv(*line.split("=", 1))
+    settings = load()
+    assert not settings.dev
+    assert settings.port == 8000
+    assert settings.api_key == SecretStr("test-api-key")
+    assert settings.token.hmac_secret == SecretStr("secret")
+    assert settings.client.insecure
+    assert settings.client.subscribe_to_user_personal_channel.enabled
+    assert settings.http_stream.enabled
+    assert settings.sse.enabled
+    assert settings.channels.without_namespace == ChannelOptions(
+        presence=True,
+        join_leave=True,
+        force_push_join_leave=True,
+        history_size=100,
+        history_ttl=300.0,
+        force_recovery=True,
+        allowed_delta_types=("fossil",),
+        delta_publish=True,
+        allow_publish_for_subscriber=True,
+        allow_presence_for_subscriber=True,
+        allow_history_for_subscriber=True,
+    )
+    assert settings.channels.namespaces == {
+        "smallhistory": ChannelOptions(history_size=2, history_ttl=300.0, force_recovery=True)
+    }
+
+
+@pytest.mark.parametrize("text", ["fossil", '["fossil"]', "fossil,"])
+def test_a_list_of_delta_types_may_be_written_in_either_form(
+    text: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("BONGSU_CHANNELS__NAMESPACES__NEWS__ALLOWED_DELTA_TYPES", text)
+    history = {"history_size": 1, "history_ttl": 1}
+    settings = load(dev=True, channels={"namespaces": {"news": history}})
+    assert settings.channels.namespaces["news"].allowed_delta_types == ("fossil",)
+
+
+def test_a_history_size_counts_publications_and_takes_no_unit(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("BONGSU_CHANNELS__NAMESPACES__NEWS__HISTORY_TTL", "1m")
+    monkeypatch.setenv("BONGSU_CHANNELS__NAMESPACES__NEWS__HISTORY_SIZE", "100")
+    assert load(dev=True).channels.namespaces["news"].history_size == 100
+    monkeypatch.setenv("BONGSU_CHANNELS__NAMESPACES__NEWS__HISTORY_SIZE", "100KiB")
+    assert problems(dev=True) == [
+        "BONGSU_CHANNELS__NAMESPACES__NEWS__HISTORY_SIZE: must be a whole number, not '100KiB'"
+    ]
+
+
+@pytest.mark.parametrize(
+    ("path", "text", "words"),
+    [
+        ("channels__without_namespace__force_recovery", "true", "force_recovery needs history"),
+        ("channels__namespaces__news__history_size", "5", "history needs both history_size and history_ttl"),
+        ("channels__namespaces__news__channel_regex", "(", "is not a regular expression"),
+        (
+            "channels__namespaces__news__force_recovery_mode",
+            "tape",
+            "must be 'stream' or 'cache', not 'tape'",
+        ),
+        ("channels__private_prefix", "#", "must differ"),
+        ("client__pong_timeout", "25s", "pong_timeout must be less than ping_interval"),
+        ("client__channel_limit", "0", "must be greater than 0"),
+        (
+            "client__subscribe_to_user_personal_channel__single_connection",
+            "true",
+            "has no effect until its option enabled is true",
+        ),
+        ("client__subscription_token__enabled", "true", "no key is set"),
+        ("client__subscription_token__hmac_secret", "x" * 32, "is not enabled"),
+    ],
+)
+def test_options_that_contradict_each_other_stop_the_start(
+    path: str, text: str, words: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(f"BONGSU_{path.upper()}", text)
+    (problem,) = problems(dev=True)
+    assert words in problem
+    assert path.split("__")[0] in problem.lower()
+
+
+def test_pings_and_pongs_may_be_switched_off() -> None:
+    assert load(dev=True, client={"ping_interval": 0}).client.ping_interval == 0
+    assert load(dev=True, client={"pong_timeout": "0"}).client.pong_timeout == 0
+
+
+def test_personal_channels_need_their_namespace(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("BONGSU_CLIENT__SUBSCRIBE_TO_USER_PERSONAL_CHANNEL__ENABLED", "true")
+    monkeypatch.setenv(
+        "BONGSU_CLIENT__SUBSCRIBE_TO_USER_PERSONAL_CHANNEL__PERSONAL_CHANNEL_NAMESPACE", "personal"
+    )
+    (problem,) = problems(dev=True)
+    assert "the namespace “personal”, which is not set up" in problem
+    monkeypatch.setenv("BONGSU_CHANNELS__NAMESPACES__PERSONAL__PRESENCE", "true")
+    load(dev=True)
+
+
+def test_no_namespace_may_have_the_boundary_in_its_name() -> None:
+    channels = {"namespace_boundary": ".", "namespaces": {"a.b": {}}}
+    (problem,) = problems(dev=True, channels=channels)
+    assert "the namespace_boundary is in its name" in problem
+
+
 # Unknown names
 
 
@@ -457,6 +631,30 @@ def test_weak_secrets_are_refused_without_dev_and_accepted_with_it() -> None:
     assert settings.api_key == SecretStr("x")
 
 
+def test_insecure_accepts_weak_secrets_but_needs_them_all_the_same() -> None:
+    weak = {"hmac_secret": "secret"}
+    client: dict[str, object] = {"insecure": True, "subscription_token": {"enabled": True, **weak}}
+    settings = load(api_key="short", token=weak, client=client)
+    assert settings.token.hmac_secret == SecretStr("secret")
+    api_key, token = problems(client=client)
+    assert "is not set" in api_key
+    assert "no key is set" in token
+
+
+def test_dev_does_not_mean_insecure() -> None:
+    assert not load(dev=True).client.insecure
+
+
+def test_keys_of_subscription_tokens_are_as_strong_as_others() -> None:
+    good = {"api_key": API_KEY, "token": {"hmac_secret": HMAC_SECRET}}
+    weak = {"subscription_token": {"enabled": True, "hmac_secret": "x" * 31}}
+    (problem,) = problems(**good, client=weak)
+    assert problem.startswith("client: subscription_token.hmac_secret is too short: 32 bytes or more")
+    load(dev=True, client=weak)
+    own = {"subscription_token": {"enabled": True, "hmac_secret": "y" * 32}}
+    assert load(**good, client=own).client.subscription_token.hmac_secret == SecretStr("y" * 32)
+
+
 @pytest.mark.parametrize("key", [" " * 20, "a" * 20 + "\n", "봉" * 20, "a" * 20 + "\r\nX-Evil: 1"])
 def test_an_api_key_that_no_header_can_carry_is_refused(key: str) -> None:
     (problem,) = problems(dev=True, api_key=key)
@@ -540,7 +738,7 @@ def test_every_setting_can_be_set_by_its_variable_to_its_default(monkeypatch: py
                 setting.variable, str(value).lower() if isinstance(value, bool) else str(value)
             )
     again = load(dev=True)
-    for group in ("client", "channels", "upload", "token", "log", "shutdown", "plain"):
+    for group in sorted({setting.path[0] for setting in known_settings()} - {"dev", "api_key", "replica"}):
         assert getattr(again, group) == getattr(settings, group)
 
 
