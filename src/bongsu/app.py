@@ -33,14 +33,18 @@ from bongsu.jobs.worker import Worker
 from bongsu.metrics import Metrics
 from bongsu.node.admission import Admission, headers_of
 from bongsu.node.channels import BROADCAST, Channels
+from bongsu.node.handlers import Handlers
 from bongsu.node.node import Node
 from bongsu.node.permissions import PlainPermissions
+from bongsu.node.services import Services
 from bongsu.protocol import problems
 from bongsu.protocol.messages import Principal, Publication
 from bongsu.protocol.problems import Problem
 from bongsu.settings import Settings, load
+from bongsu.transports.handshake import Handshakes
 from bongsu.transports.plain import PlainTransport
 from bongsu.transports.sockets import answer, refuse
+from bongsu.transports.websocket import WebSocketTransport
 from bongsu.uploads.service import UploadService
 from bongsu.uploads.stores import store_from_url
 from bongsu.web.routes import web_router
@@ -61,7 +65,8 @@ class Bongsu:
         assert settings.api_key is not None, "Settings makes or demands one"
         self.settings = settings
         self._replica_header = (b"x-bongsu-replica", settings.replica.encode())
-        self._verifier = TokenVerifier(settings.token) if settings.token.configured else None
+        # Without a key it believes no token.
+        self._tokens = TokenVerifier(settings.token)
         metrics = Metrics()
         self.node = Node(
             replica=settings.replica,
@@ -69,20 +74,37 @@ class Bongsu:
             if broker
             else broker_from_url(settings.broker_url, prefix=settings.redis_prefix),
             metrics=metrics,
+            position_check_delay=settings.client.channel_position_check_delay,
         )
+        self.handlers = Handlers()
         self._channels = channels = Channels(
             settings.channels.without_namespace, settings.channels.namespaces, settings.channels
         )
         self._admission = Admission(
-            verifier=self._verifier,
+            verifier=self._tokens,
             api_key=settings.api_key.get_secret_value(),
             allowed_origins=settings.allowed_origins,
             anonymous=settings.dev,
         )
+        handshakes = Handshakes(self.node, self._admission, connection_limit=settings.client.connection_limit)
+        self._services = Services(
+            self.node,
+            channels,
+            self._tokens,
+            self._tokens,
+            settings.client,
+            self.handlers,
+            metrics,
+            channel_max_length=settings.channels.max_length,
+            anonymous=settings.dev,
+        )
+        self._websocket_transport = WebSocketTransport(self._services, handshakes)
         self._plain = PlainTransport(
             self.node,
+            channels,
             PlainPermissions(channels, open_to_all=settings.dev, insecure=settings.client.insecure),
             self._admission,
+            handshakes,
             settings.client,
             template=settings.plain.template,
             message_size_limit=settings.plain.message_size_limit,
@@ -153,16 +175,20 @@ class Bongsu:
         Raises `MigrationsPending`, `DatabaseUnavailable`, `StoreError`. A broker that is away is waited for.
         """
         async with contextlib.AsyncExitStack() as stack:
-            if self._verifier is not None:
-                stack.push_async_callback(self._verifier.aclose)
+            stack.push_async_callback(self._tokens.aclose)
             await self._open_database()
             stack.push_async_callback(self.database.stop)
             await self._store.start()
             stack.push_async_callback(self._store.stop)
             await self.node.start()
             stack.push_async_callback(self.node.stop)
+            stack.push_async_callback(self._services.stop)
             await self._worker.start()
             stack.push_async_callback(self._worker.stop)
+            if self.settings.client.insecure:
+                log.warning(
+                    "client.insecure: whoever can reach this replica may do everything on all channels"
+                )
             log.info("replica is up", broker=self.node.broker.kind, dev=self.settings.dev)
             yield
 
@@ -185,8 +211,9 @@ class Bongsu:
         Raises `BrokerUnavailable` (nothing happened, try again), `OutcomeUnknown`, `BadChannelName`,
         `UnknownNamespace`, and TypeError for what is not JSON.
         """
-        self._channels.options(channel)
-        await self.node.publish(channel, Publication(msgspec.json.encode(data)))
+        rules = self._channels.rules(channel)
+        publication = Publication(msgspec.json.encode(data), patchable=rules.options.delta_publish)
+        await self.node.publish(rules, publication)
 
     # What the rooms are given
 
@@ -196,7 +223,7 @@ class Bongsu:
     async def _publish_event(self, channel: str, data: bytes) -> None:
         """What the upload side tells its subscribers: at most once, and never in the way of the upload."""
         try:
-            await self.node.publish(channel, Publication(data))
+            await self.node.publish(self._channels.rules(channel), Publication(data))
         except BrokerError as error:
             log.warning("an upload event was not delivered", channel=channel, error=str(error))
 
@@ -222,7 +249,9 @@ class Bongsu:
         await self._http(scope, receive, send)
 
     async def _websocket(self, scope: Scope, receive: Receive, send: Send, path: str) -> None:
-        if path == "/ws":
+        if path in ("/connection/websocket", "/connection/websocket/"):
+            await self._websocket_transport.serve(scope, receive, send)
+        elif path == "/ws":
             await self._plain.serve(scope, receive, send, BROADCAST)
         elif path.startswith("/ws/"):
             await self._plain.serve(scope, receive, send, path.removeprefix("/ws/"))

@@ -32,6 +32,12 @@ class Metrics:
             ["outcome"],
             registry=registry,
         )
+        self.recoveries = Counter(
+            "bongsu_recoveries",
+            "Subscriptions that asked for what they missed",
+            ["recovered"],
+            registry=registry,
+        )
         self.unknown_envelopes = Counter(
             "bongsu_unknown_envelopes",
             "Messages from replicas of another version, skipped",

@@ -13,7 +13,7 @@ import msgspec
 from bongsu.brokers.base import BrokerError
 from bongsu.metrics import Metrics
 from bongsu.node.admission import Admission, headers_of
-from bongsu.node.channels import BadChannelName, Channels, UnknownNamespace
+from bongsu.node.channels import BadChannelName, ChannelRules, Channels, UnknownNamespace
 from bongsu.node.node import Node
 from bongsu.protocol.errors import (
     API_BAD_REQUEST,
@@ -96,7 +96,7 @@ class ServerApi:
     async def publish(self, body: bytes) -> dict[str, object]:
         """Publish to every subscriber of a channel. Raises `Refused`, or `msgspec.DecodeError`."""
         request = _decode_publish(body)
-        self._check_channel(request.channel)
+        rules = self._rules(request.channel)
         data = bytes(request.data).replace(b"\n", b"").replace(b"\r", b"")
         if not data:
             raise Refused(API_BAD_REQUEST, "data is missing")
@@ -104,15 +104,15 @@ class ServerApi:
             if getattr(request, name):
                 raise Refused(API_NOT_AVAILABLE, f"{name} is not supported yet")
         try:
-            await self._node.publish(request.channel, Publication(data))
+            await self._node.publish(rules, Publication(data, patchable=rules.options.delta_publish))
         except BrokerError as error:
             # Nothing is retried here: of an unknown outcome only the caller can say what a double costs.
             raise Refused(API_INTERNAL, str(error)) from error
         return {}
 
-    def _check_channel(self, channel: str) -> None:
+    def _rules(self, channel: str) -> ChannelRules:
         try:
-            self._channels.options(channel)
+            return self._channels.rules(channel)
         except BadChannelName as error:
             raise Refused(API_BAD_REQUEST, str(error)) from None
         except UnknownNamespace as error:

@@ -9,7 +9,14 @@ from collections import deque
 import structlog
 from broadcaster import BroadcastBackend
 
-from bongsu.brokers.base import BrokerBusy, BrokerState, BrokerUnavailable, OnBatch, OutcomeUnknown
+from bongsu.brokers.base import (
+    BrokerBusy,
+    BrokerState,
+    BrokerUnavailable,
+    OnBatch,
+    OnRestored,
+    OutcomeUnknown,
+)
 
 MAX_WAITING = 1000
 """Orders that may wait for the backend before `send` answers `BrokerBusy`."""
@@ -44,8 +51,8 @@ class BackendAdapter:
     def state(self) -> BrokerState:
         return self._state
 
-    def listen(self, on_batch: OnBatch) -> None:
-        self._on_batch = on_batch
+    def listen(self, on_batch: OnBatch, on_restored: OnRestored | None = None) -> None:
+        self._on_batch = on_batch  # a backend does not tell when it was away
 
     async def connect(self) -> None:
         log.warning("a third-party backend: at most once, one event at a time", backend=self.kind)

@@ -27,6 +27,7 @@ Event: TypeAlias = tuple[str, bytes]
 """(channel, payload): one message as it came from the broker. A plain tuple, since it is made per message."""
 
 OnBatch: TypeAlias = Callable[[list[Event]], None]
+OnRestored: TypeAlias = Callable[[], None]
 
 
 class BrokerError(Exception):
@@ -80,8 +81,12 @@ class Broker(Protocol):
         """CONNECTED only when commands can be sent *and* every wanted channel is acknowledged."""
         ...
 
-    def listen(self, on_batch: OnBatch) -> None:
-        """Who gets the batches."""
+    def listen(self, on_batch: OnBatch, on_restored: OnRestored | None = None) -> None:
+        """Who gets the batches.
+
+        `on_restored` is called when every wish is acknowledged again after the reading connection was lost,
+        before whoever awaits a `want` hears of it: what was published in between was not heard.
+        """
         ...
 
     async def connect(self) -> None:
@@ -267,7 +272,7 @@ class Leases(Protocol):
 
 
 MAX_MEMBERS = 10_000
-"""Most members of one channel that `Presence.presence` lists: a longer answer would hold up everybody else."""
+"""Most members of one channel that `Presence.presence` lists: a longer one holds up the others."""
 
 
 class TooManyMembers(Exception):
@@ -375,13 +380,19 @@ class Backend(BroadcastBackend, ABC):
 
     def __init__(self) -> None:
         self._on_batch: OnBatch | None = None
+        self._on_restored: OnRestored | None = None
         # Only filled under `Broadcast(backend=...)`; reading is paused when it is full, so it is bounded
         # by one socket read more than its size.
         self._mailbox: deque[Event] = deque()
         self._mail = asyncio.Event()
 
-    def listen(self, on_batch: OnBatch) -> None:
+    def listen(self, on_batch: OnBatch, on_restored: OnRestored | None = None) -> None:
         self._on_batch = on_batch
+        self._on_restored = on_restored
+
+    def _restored(self) -> None:
+        if self._on_restored is not None:
+            self._on_restored()
 
     def _hand_over(self, batch: list[Event]) -> None:
         if self._on_batch is not None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from typing import Any, TypeVar
 
 from bongsu.brokers.base import (
@@ -14,14 +14,17 @@ from bongsu.brokers.base import (
     BrokerBusy,
     BrokerState,
     BrokerUnavailable,
+    Departed,
     Event,
     OutcomeUnknown,
     Page,
     Read,
+    Standing,
     StreamOptions,
 )
+from bongsu.brokers.memory_presence import MemoryPresence
 from bongsu.brokers.memory_streams import MemoryStreams
-from bongsu.protocol.messages import Publication, StreamPosition
+from bongsu.protocol.messages import ClientInfo, PresenceStatsResult, Publication, StreamPosition
 
 _T = TypeVar("_T")
 
@@ -54,6 +57,7 @@ class MemoryBroker(Backend):
         self._pending: list[Event] = []
         self._waiters: list[tuple[asyncio.Future[Any], Any]] = []
         self._streams = MemoryStreams()
+        self._presence = MemoryPresence()
         self._scheduled = False
         self._paused = False
         self._state = BrokerState.CLOSED
@@ -95,7 +99,7 @@ class MemoryBroker(Backend):
 
     def _refusal(self, channel: str, size: int) -> BrokerUnavailable | None:
         if self._state is not BrokerState.CONNECTED:
-            return BrokerUnavailable("the broker is not connected")
+            return _not_connected()
         if channel in self._wanted and self._pending_bytes + size > self._max_pending:
             return BrokerBusy(f"{self._pending_bytes} bytes wait for delivery")
         return None
@@ -177,7 +181,7 @@ class MemoryBroker(Backend):
         meta_ttl: float,
     ) -> asyncio.Future[Page]:
         if self._state is not BrokerState.CONNECTED:
-            return _failed(BrokerUnavailable("the broker is not connected"))
+            return _failed(_not_connected())
         page = self._streams.read(
             channel, since=since, limit=limit, reverse=reverse, meta_ttl=meta_ttl, now=self._clock()
         )
@@ -196,9 +200,43 @@ class MemoryBroker(Backend):
 
     def remove(self, channel: str) -> asyncio.Future[None]:
         if self._state is not BrokerState.CONNECTED:
-            return _failed(BrokerUnavailable("the broker is not connected"))
+            return _failed(_not_connected())
         self._streams.remove(channel)
         return _done(None)
+
+    # Presence
+
+    @property
+    def standing(self) -> Standing:
+        return self._presence.standing
+
+    def enter(self, channel: str, info: ClientInfo, *, announced: bool = False) -> asyncio.Future[None]:
+        if self._state is not BrokerState.CONNECTED:
+            return _failed(_not_connected())
+        self._presence.enter(channel, info, announced=announced)
+        return _done(None)
+
+    def leave(self, channel: str, client: str) -> asyncio.Future[None]:
+        if self._state is not BrokerState.CONNECTED:
+            return _failed(_not_connected())
+        self._presence.leave(channel, client)
+        return _done(None)
+
+    async def presence(self, channel: str) -> dict[str, ClientInfo]:
+        if self._state is not BrokerState.CONNECTED:
+            raise _not_connected()
+        return self._presence.presence(channel)
+
+    async def presence_stats(self, channel: str) -> PresenceStatsResult:
+        if self._state is not BrokerState.CONNECTED:
+            raise _not_connected()
+        return self._presence.presence_stats(channel)
+
+    def renounce(self) -> None:
+        self._presence.renounce()
+
+    def sweep(self) -> AsyncIterator[list[Departed]]:
+        return self._presence.sweep()
 
     # Leases
 
@@ -212,6 +250,10 @@ class MemoryBroker(Backend):
 
     async def release(self, replica: str) -> None:
         self._leases.pop(replica, None)
+
+
+def _not_connected() -> BrokerUnavailable:
+    return BrokerUnavailable("the broker is not connected")
 
 
 def _done(result: _T) -> asyncio.Future[_T]:

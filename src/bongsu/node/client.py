@@ -15,6 +15,7 @@ from typing import Protocol
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from bongsu.auth import SubscriptionTokenOptions
 from bongsu.protocol.errors import SLOW, Disconnect
 from bongsu.protocol.messages import Principal
 
@@ -105,6 +106,10 @@ class ClientOptions(BaseModel):
         PersonalChannelOptions(), description="Personal channels"
     )
 
+    subscription_token: SubscriptionTokenOptions = Field(
+        SubscriptionTokenOptions(), description="Subscription tokens, where they have keys of their own"
+    )
+
     @model_validator(mode="after")
     def _combinations(self) -> ClientOptions:
         if self.ping_interval and self.pong_timeout >= self.ping_interval:
@@ -121,9 +126,6 @@ class ClientOptions(BaseModel):
 
 class Socket(Protocol):
     """What a client needs of its transport. All synchronous; none of it raises when the peer is gone."""
-
-    framed: bool
-    """Chunks are ready WebSocket frames that may be joined (else: one message a chunk, unframed)."""
 
     def write(self, chunks: list[bytes]) -> None:
         """Write all of `chunks`, in order. May call the owner's `paused` before it returns."""
@@ -199,6 +201,7 @@ class Client:
         "_socket",
         "closed_with",
         "id",
+        "lost_position",
         "paused_since",
         "pending",
         "principal",
@@ -218,6 +221,8 @@ class Client:
         self.principal = principal
         self.pending: list[bytes] | None = None
         self.closed_with: Disconnect | None = None
+        self.lost_position: Callable[[str], None] | None = None
+        """Told the name of a channel in which this client has missed something that cannot be had."""
         self.paused_since = 0.0
         self.unsent_then = 0
         self._socket = socket

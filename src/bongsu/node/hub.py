@@ -6,8 +6,8 @@ batching is natural: with one message in flight nothing waits, with many a clien
 which is the whole price.
 
 A fan-out of writes that would hold the event loop for more than `SLICE` seconds is cut between two clients
-and goes on in the next loop turn. While clients are left, the broker is paused: the backlog stays in TCP,
-and the next read is a bigger batch. Appending is never cut (0.1 µs a subscriber), so every subscriber of a
+and goes on in the next loop turn. While clients are left, the broker is paused: the backlog stays in TCP, and
+the next read is a bigger batch. Appending is never cut (0.1 µs a subscriber), so every live subscriber of a
 channel is always at the same position, and joining needs no lock.
 """
 
@@ -17,16 +17,19 @@ import asyncio
 import time
 from collections import deque
 from collections.abc import Callable, Iterable
-from typing import Protocol
 
 import structlog
 
 from bongsu.brokers import envelope
 from bongsu.brokers.base import Broker, Event
 from bongsu.metrics import Metrics
+from bongsu.node.channel import Channel, Joining
 from bongsu.node.client import Client
-from bongsu.protocol.errors import SLOW
-from bongsu.protocol.messages import Publication
+from bongsu.node.healing import Healer
+from bongsu.node.recovery import Hole, follow
+from bongsu.node.variants import Variant
+from bongsu.protocol.errors import SLOW, Disconnect, ProtocolError
+from bongsu.protocol.messages import Join, Leave, Publication, StreamPosition
 
 SLICE = 0.010
 """Seconds of writing after which the loop gets a turn."""
@@ -37,46 +40,12 @@ LINGER = 1.0
 JOINING_MAX_SIZE = 1024 * 1024
 """Bytes a subscriber may miss while it joins, before it counts as slow."""
 
+JOINING_MAX_MESSAGES = 10_000
+"""Joins and leaves that may wait for it meanwhile."""
+
 _WRITES_PER_CLOCK_READ = 32
 
 log = structlog.get_logger("bongsu.node")
-
-
-class Variant(Protocol):
-    """One way to put publications on the wire. Subscribers with equal variants share its bytes."""
-
-    def render(self, publications: list[Publication]) -> list[bytes]:
-        """Chunks for `Client.emit`, in order. Called once per batch and variant. Must not raise."""
-        ...
-
-
-class _Joining:
-    """A subscriber whose subscription is not answered yet: what it would have missed."""
-
-    __slots__ = ("chunks", "size", "variant")
-
-    def __init__(self, variant: Variant) -> None:
-        self.variant = variant
-        self.chunks: list[bytes] = []
-        self.size = 0
-
-
-class Channel:
-    """One channel with somebody here. `groups` are the live subscribers by variant."""
-
-    __slots__ = ("groups", "joining", "linger", "listeners", "name", "ready", "reserved")
-
-    def __init__(self, name: str, ready: asyncio.Future[None]) -> None:
-        self.name = name
-        self.ready = ready
-        self.groups: dict[Variant, dict[Client, None]] = {}
-        self.joining: dict[Client, _Joining] = {}
-        self.listeners: list[Callable[[bytes], None]] = []
-        self.reserved = 0
-        self.linger: asyncio.TimerHandle | None = None
-
-    def is_empty(self) -> bool:
-        return not (self.reserved or self.groups or self.joining or self.listeners)
 
 
 class Hub:
@@ -90,19 +59,20 @@ class Hub:
         self._scheduled = False
         self._delivering = False
         self._broker_paused = False
-        self._overflowed: list[Client] = []
+        self._to_close: list[tuple[Client, Disconnect]] = []
+        self._lost: list[tuple[Client, str]] = []
         self._watched: set[Client] = set()
         self._watch_timer: asyncio.TimerHandle | None = None
+        self.healer = Healer(broker, self)
 
     # Subscriptions
 
     def reserve(self, name: str) -> Channel:
-        """Hold channel `name` and have the broker hear it. Pair with `release`; `await ready` before
-        promising.
-        """
+        """Hold channel `name` and have the broker hear it. Pair with `release`; await `ready` to promise."""
         channel = self._channels.get(name)
         if channel is None:
-            channel = self._channels[name] = Channel(name, self._broker.want(name))
+            self._broker.want(name)
+            channel = self._channels[name] = Channel(name)
         channel.reserved += 1
         if channel.linger is not None:
             channel.linger.cancel()
@@ -120,28 +90,67 @@ class Hub:
 
     def join(self, channel: Channel, client: Client, variant: Variant) -> None:
         """From now on nothing in `channel` is missed, but kept aside until `admit`."""
-        channel.joining[client] = _Joining(variant)
+        channel.joining[client] = Joining(variant)
 
-    def admit(self, channel: Channel, client: Client) -> None:
-        """Make a joining subscriber live: first what it was kept, then what comes. No-op if it left
-        meanwhile.
+    def follows(self, channel: Channel, client: Client, position: StreamPosition) -> bool:
+        """Whether a joining subscriber that is answered with `position` can be admitted without a hole."""
+        joining = channel.joining.get(client)
+        if joining is None:
+            return True
+        try:
+            self._kept(channel, joining, position)
+        except Hole:
+            return False
+        return True
+
+    def admit(
+        self,
+        channel: Channel,
+        client: Client,
+        position: StreamPosition | None = None,
+        variant: Variant | None = None,
+    ) -> None:
+        """Make a joining subscriber live: first what was kept for it, then what comes.
+
+        `position` is what its answer said (None: it follows no stream); raises `Hole` where `follows` is
+        false. `variant` replaces the one it joined with. No-op when it left meanwhile.
         """
-        joining = channel.joining.pop(client, None)
+        joining = channel.joining.get(client)
         if joining is None:
             return
-        for chunk in joining.chunks:
-            client.emit(chunk)
-        channel.groups.setdefault(joining.variant, {})[client] = None
+        kept = joining.publications
+        if position is not None:
+            kept = self._kept(channel, joining, position)
+            joining.offset = max([position.offset, *[one.offset for one in kept]])
+            self._settle_epoch(channel, position.epoch)
+            if not channel.followed:
+                channel.epoch, channel.offset = position.epoch, joining.offset
+        joining.variant = variant or joining.variant
+        joining.publications = []
+        if kept:
+            self._send(channel, [client], joining.variant, kept, None)
+            joining.variant = joining.variant.after(kept)
+        presence, joining.presence = joining.presence, []
+        for message in presence:
+            self._send_presence(channel, [client], joining.variant, message)
+        joining.admitted = True
+        self._settle(channel, client, joining)
+
+    def _kept(self, channel: Channel, joining: Joining, position: StreamPosition) -> list[Publication]:
+        """What follows `position`. Raises `Hole`."""
+        kept = follow(position, joining.publications)
+        at = max([position.offset, *[one.offset for one in kept]])
+        if channel.epoch == position.epoch and channel.offset > at:
+            # It joined after its history was read for somebody else; the ring knows what came in between.
+            between = channel.since(at)
+            if between is None:
+                raise Hole(f"the channel is at {channel.offset}, the subscriber at {at}")
+            kept += between
+        return kept
 
     def leave(self, channel: Channel, client: Client) -> None:
         """Take `client` out of `channel`, joining or live."""
-        if channel.joining.pop(client, None) is None:
-            for variant, group in channel.groups.items():
-                if client in group:
-                    del group[client]
-                    if not group:
-                        del channel.groups[variant]
-                    break
+        channel.remove(client)
         self._maybe_linger(channel)
 
     def listen(self, name: str, listener: Callable[[bytes], None]) -> None:
@@ -150,6 +159,19 @@ class Hub:
         channel.listeners.append(listener)
         self.release(channel)
 
+    def counts(self) -> dict[str, int]:
+        """Live subscribers by channel, for channels that have any."""
+        counts = {name: channel.count() for name, channel in self._channels.items()}
+        return {name: count for name, count in counts.items() if count}
+
+    def followed(self) -> list[Channel]:
+        """Channels whose stream's position is known here."""
+        return [channel for channel in self._channels.values() if channel.followed]
+
+    def channel(self, name: str) -> Channel | None:
+        """The channel, if somebody is in it or was a moment ago."""
+        return self._channels.get(name)
+
     def _maybe_linger(self, channel: Channel) -> None:
         if channel.is_empty() and channel.linger is None:
             channel.linger = asyncio.get_running_loop().call_later(LINGER, self._forget, channel)
@@ -157,6 +179,7 @@ class Hub:
     def _forget(self, channel: Channel) -> None:
         channel.linger = None
         if channel.is_empty():
+            self.healer.forget(channel)
             del self._channels[channel.name]
             self._broker.drop(channel.name)
 
@@ -174,8 +197,14 @@ class Hub:
         self._delivering = True
         for name, payloads in by_channel.items():
             channel = self._channels.get(name)
-            if channel is not None:
-                self._dispatch(channel, payloads)
+            if channel is None:
+                continue
+            if channel.listeners:
+                for payload in payloads:
+                    for listener in channel.listeners:
+                        listener(payload)
+                continue
+            self._follow(channel, self._decode(payloads))
         self._delivering = False
         self._flush()
 
@@ -183,26 +212,141 @@ class Hub:
         """Only to the subscribers of this replica (the broker is away)."""
         self.deliver([(name, envelope.encode(publication))])
 
-    def _dispatch(self, channel: Channel, payloads: list[bytes]) -> None:
-        if channel.listeners:
-            for payload in payloads:
-                for listener in channel.listeners:
-                    listener(payload)
+    def resume_following(self, channel: Channel, messages: list[Publication | Join | Leave]) -> None:
+        """What a healed channel held back, now that it is at its position again."""
+        self._delivering = True
+        self._follow(channel, messages)
+        self._delivering = False
+        self._flush()
+
+    def lose(self, channel: Channel) -> None:
+        """Tell everybody who must not miss anything that they have; the channel's position is unknown now."""
+        self._mark_lost(channel)
+        channel.forget_position()
+        self._flush()
+
+    def _follow(self, channel: Channel, messages: list[Publication | Join | Leave]) -> None:
+        """Deliver `messages` in the order of the stream; at a gap, hold the channel and have it healed."""
+        if channel.held is not None:
+            self.healer.hold(channel, messages)
             return
-        publications = self._decode(payloads)
-        if not publications:
+        run: list[Publication] = []
+        for place, message in enumerate(messages):
+            if not isinstance(message, Publication):
+                self._dispatch(channel, run)
+                run = []
+                self._dispatch_presence(channel, message)
+            elif not message.offset:
+                run.append(message)
+            elif not channel.followed or message.epoch != channel.epoch:
+                self._dispatch(channel, run)
+                run = [message]
+                self._settle_epoch(channel, message.epoch)
+                channel.epoch, channel.offset = message.epoch, message.offset
+            elif message.offset == channel.offset + 1:
+                channel.offset = message.offset
+                run.append(message)
+            elif message.offset > channel.offset:
+                if channel.has_positioned():
+                    self._dispatch(channel, run)
+                    self.healer.heal(channel, messages[place:])
+                    return
+                channel.ring.clear()
+                channel.offset = message.offset
+                run.append(message)
+            # At or below: read from the history a moment ago, when a gap was healed.
+        self._dispatch(channel, run)
+
+    def _dispatch(self, channel: Channel, run: list[Publication]) -> None:
+        if not run:
             return
+        previous = channel.ring[-1] if channel.ring else None
         count = 0
-        for variant, group in channel.groups.items():
+        for variant, group in list(channel.groups.items()):
             count += len(group)
-            self._append(group, variant.render(publications))
+            self._send(channel, group, variant, run, previous)
+            if (then := variant.after(run)) is not variant:
+                channel.regroup(variant, then)
+        for client, joining in list(channel.joining.items()):
+            self._keep(channel, client, joining, run)
+        if channel.followed:
+            channel.remember(run)
+            channel.checked_at = time.monotonic()
+        self._metrics.deliveries.inc(count * len(run))
+
+    def _keep(self, channel: Channel, client: Client, joining: Joining, run: list[Publication]) -> None:
+        if joining.admitted:
+            # Answered, with a position that the channel reaches only now.
+            ahead = joining.offset
+            new = [one for one in run if not one.offset or one.offset > ahead]
+            if new:
+                self._send(channel, [client], joining.variant, new, None)
+                joining.variant = joining.variant.after(new)
+            self._settle(channel, client, joining)
+            return
+        joining.publications.extend(run)
+        joining.size += sum(len(one.data) for one in run)
+        if joining.size > JOINING_MAX_SIZE:
+            self._to_close.append((client, SLOW))
+
+    def _settle(self, channel: Channel, client: Client, joining: Joining) -> None:
+        """Live, as soon as the channel is where the subscriber is."""
+        if channel.offset >= joining.offset:
+            del channel.joining[client]
+            channel.groups.setdefault(joining.variant, {})[client] = None
+
+    def _settle_epoch(self, channel: Channel, epoch: str) -> None:
+        """The stream is of `epoch` now: whoever followed another one has lost its place."""
+        if channel.followed and channel.epoch != epoch:
+            self._mark_lost(channel)
+            channel.forget_position()
+
+    def _mark_lost(self, channel: Channel) -> None:
+        for variant, group in channel.groups.items():
+            if variant.positioned:
+                self._lost.extend((client, channel.name) for client in group)
+        self._lost.extend(
+            (client, channel.name) for client, one in channel.joining.items() if one.admitted and one.offset
+        )
+
+    def _dispatch_presence(self, channel: Channel, message: Join | Leave) -> None:
+        for variant, group in channel.groups.items():
+            if variant.joins:
+                self._send_presence(channel, group, variant, message)
         for client, joining in channel.joining.items():
-            for chunk in joining.variant.render(publications):
-                joining.chunks.append(chunk)
-                joining.size += len(chunk)
-            if joining.size > JOINING_MAX_SIZE:
-                self._overflowed.append(client)
-        self._metrics.deliveries.inc(count * len(publications))
+            if not joining.variant.joins:
+                continue
+            if joining.admitted:
+                self._send_presence(channel, [client], joining.variant, message)
+            elif len(joining.presence) < JOINING_MAX_MESSAGES:
+                joining.presence.append(message)
+            else:
+                self._to_close.append((client, SLOW))
+
+    def _send_presence(
+        self, channel: Channel, group: Iterable[Client], variant: Variant, message: Join | Leave
+    ) -> None:
+        try:
+            chunk = variant.presence(channel.name, message)
+        except ProtocolError as error:
+            self._to_close.extend((client, error.disconnect) for client in group)
+            return
+        self._append(group, [chunk])
+
+    def _send(
+        self,
+        channel: Channel,
+        group: Iterable[Client],
+        variant: Variant,
+        publications: list[Publication],
+        previous: Publication | None,
+    ) -> None:
+        try:
+            chunks = variant.render(channel.name, publications, previous)
+        except ProtocolError as error:
+            self._to_close.extend((client, error.disconnect) for client in group)
+            return
+        self._append(group, chunks)
 
     def _append(self, group: Iterable[Client], chunks: list[bytes]) -> None:
         dirty = self._dirty
@@ -215,25 +359,32 @@ class Hub:
                     dirty.append(client)
                 else:
                     pending.append(chunk)
+        if dirty and not self._delivering:
+            self._schedule()
 
-    def _decode(self, payloads: list[bytes]) -> list[Publication]:
-        publications = []
+    def _decode(self, payloads: list[bytes]) -> list[Publication | Join | Leave]:
+        messages: list[Publication | Join | Leave] = []
         for payload in payloads:
             try:
                 message = envelope.decode(payload)
+                if isinstance(message, envelope.Control):
+                    raise envelope.UnknownEnvelope("a control message in a channel")
             except envelope.UnknownEnvelope as error:
                 self._metrics.unknown_envelopes.inc()
                 log.warning("skipped a message that this version does not know", error=str(error))
                 continue
-            if isinstance(message, Publication):
-                publications.append(message)
-        return publications
+            messages.append(message)
+        return messages
 
     # Writing
 
     def dirty(self, client: Client) -> None:
         self._dirty.append(client)
-        if not (self._scheduled or self._delivering):
+        if not self._delivering:
+            self._schedule()
+
+    def _schedule(self) -> None:
+        if not self._scheduled:
             self._scheduled = True
             asyncio.get_running_loop().call_soon(self._flush_later)
 
@@ -249,10 +400,9 @@ class Hub:
                 dirty.popleft().flush()
             if dirty and time.perf_counter() > until:
                 break
-        self._close_overflowed()
-        if dirty and not self._scheduled:
-            self._scheduled = True
-            asyncio.get_running_loop().call_soon(self._flush_later)
+        self._settle_accounts()
+        if dirty:
+            self._schedule()
         if bool(dirty) != self._broker_paused:
             self._broker_paused = bool(dirty)
             if self._broker_paused:
@@ -260,13 +410,23 @@ class Hub:
             else:
                 self._broker.resume()
 
+    def _settle_accounts(self) -> None:
+        """Close and tell whom the fan-out could not: it must not change the groups it walks through."""
+        to_close, self._to_close = self._to_close, []
+        for client, disconnect in to_close:
+            self._watched.discard(client)
+            client.close(disconnect)
+        lost, self._lost = self._lost, []
+        for client, name in lost:
+            if client.lost_position is not None:
+                client.lost_position(name)
+
     # Slow clients
 
     def overflowed(self, client: Client) -> None:
-        self._overflowed.append(client)
-        if not self._delivering and not self._scheduled:
-            self._scheduled = True
-            asyncio.get_running_loop().call_soon(self._flush_later)
+        self._to_close.append((client, SLOW))
+        if not self._delivering:
+            self._schedule()
 
     def watch(self, client: Client) -> None:
         self._watched.add(client)
@@ -280,16 +440,7 @@ class Hub:
             if not client.is_paused():
                 self._watched.discard(client)
             elif client.is_stuck(now):
-                self._close_slow(client)
+                self._watched.discard(client)
+                client.close(SLOW)
         if self._watched:
             self._watch_timer = asyncio.get_running_loop().call_later(0.5, self._watch)
-
-    def _close_overflowed(self) -> None:
-        overflowed, self._overflowed = self._overflowed, []
-        for client in overflowed:
-            self._close_slow(client)
-
-    def _close_slow(self, client: Client) -> None:
-        self._watched.discard(client)
-        if client.closed_with is None:
-            client.close(SLOW)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Awaitable
+from typing import Any, TypeVar
 
 import msgspec
 import structlog
@@ -12,6 +12,7 @@ import structlog
 from bongsu._version import __version__
 from bongsu.brokers import envelope
 from bongsu.brokers.base import (
+    Appended,
     Broker,
     BrokerError,
     BrokerState,
@@ -19,15 +20,27 @@ from bongsu.brokers.base import (
     Event,
     Leases,
     OutcomeUnknown,
+    Page,
     Restartable,
+    StreamOptions,
+    Streams,
 )
 from bongsu.brokers.envelope import Control
 from bongsu.metrics import Metrics
 from bongsu.node.beacon import PATIENCE, PERIOD, Beacon, Beat, Health
+from bongsu.node.channel import Channel
+from bongsu.node.channels import ChannelRules
 from bongsu.node.client import Client
 from bongsu.node.hub import Hub
-from bongsu.protocol.errors import SHUTDOWN
-from bongsu.protocol.messages import Publication
+from bongsu.node.presence import Roster
+from bongsu.protocol import problems
+from bongsu.protocol.errors import ERROR_BAD_REQUEST, ERROR_UNRECOVERABLE_POSITION, SHUTDOWN, Error
+from bongsu.protocol.messages import (
+    HistoryResult,
+    Publication,
+    StreamPosition,
+)
+from bongsu.protocol.problems import Problem
 
 CONTROL = "\x00control"
 """The channel between replicas. No client can name it: channel names are printable."""
@@ -38,17 +51,26 @@ log = structlog.get_logger("bongsu.node")
 class Node:
     """The one object that transports and the API talk to. Belongs to one event loop."""
 
-    def __init__(self, *, replica: str, broker: Broker, metrics: Metrics) -> None:
+    def __init__(
+        self, *, replica: str, broker: Broker, metrics: Metrics, position_check_delay: float = 40.0
+    ) -> None:
+        """`position_check_delay`: seconds without a publication after which a channel's position is
+        looked up.
+        """
         self.replica = replica
+        self._position_check_delay = position_check_delay
+        self._streams = broker if isinstance(broker, Streams) else None
+        self._reading: dict[tuple[str, StreamPosition | None, int, bool], asyncio.Future[Page]] = {}
         self.metrics = metrics
         self.broker = broker
         self.hub = Hub(broker, metrics)
+        self.roster = Roster(broker)
         self.clients: set[Client] = set()
         self.started = time.time()
         self._beacon = Beacon(replica, now=time.monotonic())
         self._beating: asyncio.Task[None] | None = None
         self._draining = False
-        broker.listen(self._on_batch)
+        broker.listen(self._on_batch, self.hub.healer.catch_up)
 
     # Life
 
@@ -58,6 +80,7 @@ class Node:
         """
         self.hub.listen(CONTROL, self._on_control)
         await self.broker.connect()
+        await self.roster.start()
         self._beating = asyncio.create_task(self._beat_forever(), name="beacon")
         self._beating.add_done_callback(self._beacon_went_out)
 
@@ -67,6 +90,8 @@ class Node:
         if self._beating is not None:
             self._beating.cancel()
             await asyncio.wait([self._beating])
+        await self.hub.healer.stop()
+        await self.roster.stop(within=2)
         if isinstance(self.broker, Leases) and self.broker.state is BrokerState.CONNECTED:
             try:
                 async with asyncio.timeout(1):
@@ -113,6 +138,18 @@ class Node:
         """Clients connected to all replicas."""
         return sum(beat.clients for beat in self.replicas())
 
+    def check_open(self, *, connection_limit: int) -> None:
+        """Whether one more client may come in. Raises `Problem` (503: another replica may take it)."""
+        health = self.health()
+        if health is Health.DRAINING:
+            raise Problem(problems.DRAINING, "This replica is shutting down; connect again.", retry_after=1)
+        if health in (Health.DEAF, Health.FAILED):
+            detail = "This replica does not hear the others; connect again."
+            raise Problem(problems.DEAF, detail, retry_after=1)
+        if connection_limit and len(self.clients) >= connection_limit:
+            detail = f"This replica takes {connection_limit} connections; connect again."
+            raise Problem(problems.TOO_MANY_CONNECTIONS, detail, retry_after=1)
+
     # Clients
 
     def add(self, client: Client) -> None:
@@ -127,35 +164,66 @@ class Node:
 
     # Publishing
 
-    def publish(self, channel: str, publication: Publication) -> Awaitable[None]:
-        """Send to every replica. The order is that of the calls, not of the awaits.
+    def publish(
+        self,
+        rules: ChannelRules,
+        publication: Publication,
+        *,
+        skip_history: bool = False,
+        idempotency_key: str = "",
+        version: int = 0,
+        version_epoch: str = "",
+    ) -> asyncio.Future[Appended]:
+        """Send to every replica, through the channel's history if it has one.
 
-        Raises when awaited: `BrokerUnavailable` (nothing happened, try again) or `OutcomeUnknown`.
+        The order is that of the calls, not of the awaits. The position has offset 0 without history. Fails
+        with `BrokerUnavailable` (nothing happened, try again) or `OutcomeUnknown`.
         """
-        future = self.broker.send(channel, envelope.encode(publication))
-        future.add_done_callback(self._published)
-        return future
+        options = rules.options
+        if options.has_history and not skip_history:
+            assert self._streams is not None, "a broker without streams is refused at the start"
+            appended = self._streams.append(
+                rules.name,
+                publication,
+                StreamOptions(options.history_size, options.history_ttl, options.history_meta_ttl),
+                idempotency_key=idempotency_key,
+                version=version,
+                version_epoch=version_epoch,
+            )
+            appended.add_done_callback(self._published)
+            return appended
+        payload = envelope.encode(publication)
+        if idempotency_key and self._streams is not None:
+            sent = self._streams.send(rules.name, payload, idempotency_key=idempotency_key)
+        else:
+            sent = self.broker.send(rules.name, payload)
+        sent.add_done_callback(self._published)
+        return _then(sent, Appended(0, ""))
 
-    def publish_or_deliver_here(self, channel: str, publication: Publication) -> asyncio.Future[None]:
-        """As `publish`, for a sender who can't be answered: with the broker away the clients here still
-        hear it.
+    def publish_or_deliver_here(self, rules: ChannelRules, publication: Publication) -> asyncio.Future[bool]:
+        """As `publish`, for a sender who can't be answered; never fails.
 
-        Only for channels without history. The future never fails.
+        With the broker away the clients here still hear it, where there is no history. False: not published,
+        or it is not known whether.
         """
-        done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        done: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
 
-        def finished(future: asyncio.Future[None]) -> None:
-            self._published(future)
-            if not future.cancelled() and isinstance(future.exception(), BrokerUnavailable):
-                self.hub.deliver_here(channel, publication)
+        def finished(future: asyncio.Future[Appended]) -> None:
+            error = None if future.cancelled() else future.exception()
+            fine = error is None
+            if isinstance(error, BrokerUnavailable) and not rules.options.has_history:
+                self.hub.deliver_here(rules.name, publication)
                 self.metrics.published.labels("here_only").inc()
+                fine = True
+            elif isinstance(error, OutcomeUnknown) and not rules.options.has_history:
+                fine = True  # at most once, and nobody is told that it arrived
             if not done.done():
-                done.set_result(None)
+                done.set_result(fine)
 
-        self.broker.send(channel, envelope.encode(publication)).add_done_callback(finished)
+        self.publish(rules, publication).add_done_callback(finished)
         return done
 
-    def _published(self, future: asyncio.Future[None]) -> None:
+    def _published(self, future: asyncio.Future[Any]) -> None:
         if future.cancelled():
             return
         error = future.exception()
@@ -165,6 +233,51 @@ class Node:
             self.metrics.published.labels("unknown").inc()
         else:
             self.metrics.published.labels("unavailable").inc()
+
+    # History
+
+    def read(
+        self,
+        channel: Channel,
+        *,
+        since: StreamPosition | None,
+        limit: int,
+        reverse: bool = False,
+    ) -> asyncio.Future[Page]:
+        """A look into a channel's stream, one for all who look the same way now. Fails with `BrokerError`.
+
+        For subscribers that have joined the hub: what a shared answer is too old to hold, the ring has.
+        """
+        assert self._streams is not None, "a broker without streams is refused at the start"
+        key = (channel.name, since, limit, reverse)
+        reading = self._reading.get(key)
+        if reading is None:
+            reading = self._streams.read(
+                channel.name, since=since, limit=limit, reverse=reverse, meta_ttl=channel.meta_ttl
+            )
+            self._reading[key] = reading
+            reading.add_done_callback(lambda _: self._reading.pop(key, None))
+        return asyncio.shield(reading)
+
+    async def history(
+        self, rules: ChannelRules, *, since: StreamPosition | None, limit: int, reverse: bool
+    ) -> HistoryResult | Error:
+        """A page of history (§6.3); error 107 or 112. `limit` < 0: all that is kept. Raises `BrokerError`."""
+        assert self._streams is not None, "a broker without streams is refused at the start"
+        if reverse and since is not None and not since.offset:
+            return ERROR_BAD_REQUEST
+        meta_ttl = rules.options.history_meta_ttl
+        page = await self._streams.read(
+            rules.name, since=since, limit=limit, reverse=reverse, meta_ttl=meta_ttl
+        )
+        if since is not None and since.epoch not in ("", page.epoch):
+            return ERROR_UNRECOVERABLE_POSITION
+        return HistoryResult(page.publications, page.epoch, page.offset)
+
+    async def remove_history(self, rules: ChannelRules) -> None:
+        """Forget what was published in a channel; its position goes on. Raises `BrokerError`."""
+        assert self._streams is not None, "a broker without streams is refused at the start"
+        await self._streams.remove(rules.name)
 
     # The beacon
 
@@ -187,6 +300,7 @@ class Node:
         last, since = self.health(), time.monotonic()
         while True:
             await self._beat()
+            self.hub.healer.check(older_than=self._position_check_delay, now=time.monotonic())
             health = self._beacon.judge(now=time.monotonic())
             self._show(health)
             if health is not last:
@@ -243,3 +357,27 @@ class Node:
     def _beacon_went_out(self, task: asyncio.Task[None]) -> None:
         if not task.cancelled() and task.exception() is not None:
             log.critical("the beacon died; this replica is not ready any more", exc_info=task.exception())
+
+
+_T = TypeVar("_T")
+
+
+def _then(future: asyncio.Future[None], value: _T) -> asyncio.Future[_T]:
+    """A future that is done with `value` when `future` is, or fails as it does."""
+    result: asyncio.Future[_T] = asyncio.get_running_loop().create_future()
+
+    def done(finished: asyncio.Future[None]) -> None:
+        if result.done():
+            return
+        if finished.cancelled():
+            result.cancel()
+        elif (error := finished.exception()) is not None:
+            result.set_exception(error)
+        else:
+            result.set_result(value)
+
+    if future.done():
+        done(future)
+    else:
+        future.add_done_callback(done)
+    return result

@@ -42,6 +42,7 @@ UPLOAD_NOT_STORED: Final = ProblemKind("upload_not_stored", 409, "The upload is 
 UNSUPPORTED_MEDIA_TYPE: Final = ProblemKind("unsupported_media_type", 415, "This type is not accepted")
 RANGE_NOT_SATISFIABLE: Final = ProblemKind("range_not_satisfiable", 416, "The range lies outside the file")
 INTERNAL: Final = ProblemKind("internal", 500, "Something broke here; it has been logged")
+TOO_MANY_CONNECTIONS: Final = ProblemKind("too_many_connections", 503, "This replica is full; try again")
 DRAINING: Final = ProblemKind("draining", 503, "This replica is shutting down; try again")
 DEAF: Final = ProblemKind("deaf", 503, "This replica does not hear the others; try again")
 BROKER_UNAVAILABLE: Final = ProblemKind("broker_unavailable", 503, "The broker cannot be reached")

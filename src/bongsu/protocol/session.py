@@ -297,6 +297,10 @@ class Session:
         return subscription is not None and subscription.server_side
 
     @property
+    def is_closed(self) -> bool:
+        return self._state is _State.CLOSED
+
+    @property
     def channels(self) -> list[str]:
         """The channels that are reserved or live."""
         return list(self._subscriptions)

@@ -50,8 +50,6 @@ _websockets_log.setLevel(logging.WARNING)
 class BongsuWebSocketProtocol(WebSocketsSansIOProtocol):
     """Also the `RawSocket` that it offers: one object a connection."""
 
-    framed = True
-
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self._receiver: Receiver | None = None
@@ -105,8 +103,10 @@ class BongsuWebSocketProtocol(WebSocketsSansIOProtocol):
 
     # RawSocket
 
-    def attach(self, receiver: Receiver) -> None:
+    def attach(self, receiver: Receiver, *, keepalive: bool) -> None:
         self._receiver = receiver
+        if not keepalive:
+            self.stop_keepalive()
         # What came in between the accept and now waits in the ASGI queue.
         while not self.queue.empty():
             message = cast("dict[str, Any]", self.queue.get_nowait())

@@ -4,25 +4,34 @@ from __future__ import annotations
 
 import asyncio
 import time
-from typing import Any
+from typing import Any, NamedTuple
 
 import msgspec
 import structlog
 
 from bongsu.brokers.base import BrokerError
 from bongsu.node.admission import TOKEN_SUBPROTOCOL, Admission, headers_of
-from bongsu.node.beacon import Health
-from bongsu.node.channels import BadChannelName, UnknownNamespace
+from bongsu.node.channel import Channel
+from bongsu.node.channels import BadChannelName, ChannelRules, Channels, UnknownNamespace
 from bongsu.node.client import Client, ClientOptions
-from bongsu.node.hub import Channel
 from bongsu.node.node import Node
 from bongsu.node.permissions import PlainPermissions
+from bongsu.node.variants import Form
 from bongsu.protocol import problems
-from bongsu.protocol.errors import CONNECTION_EXPIRED, MESSAGE_TOO_BIG, PERMISSION_DENIED, UNSUPPORTED_DATA
-from bongsu.protocol.messages import Principal, Publication
+from bongsu.protocol.errors import (
+    CONNECTION_EXPIRED,
+    INAPPROPRIATE_PROTOCOL,
+    INTERNAL_SERVER_ERROR,
+    MESSAGE_TOO_BIG,
+    PERMISSION_DENIED,
+    UNSUPPORTED_DATA,
+    ProtocolError,
+)
+from bongsu.protocol.messages import Join, Leave, Principal, Publication
 from bongsu.protocol.problems import Problem
-from bongsu.transports.frames import text_frame
-from bongsu.transports.sockets import RAW_EXTENSION, AsgiSocket, RawSocket, Receive, Scope, Send, refuse
+from bongsu.transports.forms import TEXT_FRAME, TEXT_MESSAGE
+from bongsu.transports.handshake import Handshakes, peer_of
+from bongsu.transports.sockets import AsgiSocket, Receive, Scope, Send
 
 READY_TIMEOUT = 2.0
 """Seconds a handshake waits for the broker to hear its channel; then it is accepted, and heard when it
@@ -37,21 +46,38 @@ SUBPROTOCOL = "bongsu"
 log = structlog.get_logger("bongsu.transports.plain")
 
 
-class PlainVariant:
+class PlainVariant(NamedTuple):
     """Publications as a plain client sees them: through the template, or as compact JSON."""
 
-    def __init__(self, template: str, *, framed: bool) -> None:
-        self._before, self._after = (part.encode() for part in template.split("{text}"))
-        self._framed = framed
+    before: bytes
+    after_text: bytes
+    form: Form
+    positioned: bool = False
+    joins: bool = False
 
-    def render(self, publications: list[Publication]) -> list[bytes]:
-        if self._framed:
-            return [b"".join([text_frame(self._text(publication)) for publication in publications])]
-        return [self._text(publication) for publication in publications]
+    @classmethod
+    def of(cls, template: str, form: Form) -> PlainVariant:
+        """`template` holds {text} once."""
+        before, after = template.split("{text}")
+        return cls(before.encode(), after.encode(), form)
+
+    def render(
+        self, channel: str, publications: list[Publication], previous: Publication | None
+    ) -> list[bytes]:
+        chunks = [self.form.wrap(self._text(publication)) for publication in publications]
+        return [b"".join(chunks)] if len(chunks) > 1 and self.form.joinable else chunks
+
+    def presence(self, channel: str, message: Join | Leave) -> bytes:
+        raise AssertionError("plain clients are not told who joins")
+
+    def after(self, publications: list[Publication]) -> PlainVariant:
+        return self
 
     def _text(self, publication: Publication) -> bytes:
         if publication.plain:
-            return self._before + msgspec.json.decode(publication.data, type=str).encode() + self._after
+            return self.before + msgspec.json.decode(publication.data, type=str).encode() + self.after_text
+        if publication.binary:
+            raise ProtocolError(INAPPROPRIATE_PROTOCOL, "bytes that are not JSON, for a plain client")
         return publication.data
 
 
@@ -61,38 +87,40 @@ class PlainTransport:
     def __init__(
         self,
         node: Node,
+        channels: Channels,
         permissions: PlainPermissions,
         admission: Admission,
+        handshakes: Handshakes,
         options: ClientOptions,
         *,
         template: str,
         message_size_limit: int,
     ) -> None:
         self._node = node
+        self._channels = channels
         self._permissions = permissions
         self._admission = admission
+        self._handshakes = handshakes
         self._options = options
         self._message_size_limit = message_size_limit
-        self._framed = PlainVariant(template, framed=True)
-        self._unframed = PlainVariant(template, framed=False)
-        self._told_slow_path = False
+        self._framed = PlainVariant.of(template, TEXT_FRAME)
+        self._unframed = PlainVariant.of(template, TEXT_MESSAGE)
 
     async def serve(self, scope: Scope, receive: Receive, send: Send, channel: str) -> None:
         """One connection, from its handshake on. Returns early where the server keeps the session."""
         await receive()  # websocket.connect
         try:
-            principal, may_publish = await self._admit(scope, channel)
+            principal, rules, may_publish = await self._admit(scope, channel)
         except Problem as problem:
-            self._node.metrics.refused.labels(problem.kind.code).inc()
-            await refuse(problem, send, extensions=scope.get("extensions"))
+            await self._handshakes.refuse(problem, scope, send)
             return
-        raw = self._raw_socket(scope)
+        raw = self._handshakes.raw_socket(scope)
         socket = raw or AsgiSocket(receive, send)
         session = PlainSession(
             self._node,
-            channel,
+            rules,
             self._message_size_limit,
-            scope["client"][0] if scope.get("client") else "",
+            peer_of(scope),
             may_publish=may_publish,
             expired_close_delay=self._options.expired_close_delay,
         )
@@ -114,43 +142,25 @@ class PlainTransport:
             client.lost()
             raise
         session.enter()
+        hub.admit(held, client)
         if raw is not None:
-            raw.attach(session)
-            hub.admit(held, client)
+            raw.attach(session, keepalive=True)
         else:
-            hub.admit(held, client)
             assert isinstance(socket, AsgiSocket)
             await socket.run(session)
 
-    async def _admit(self, scope: Scope, channel: str) -> tuple[Principal, bool]:
-        health = self._node.health()
-        if health is Health.DRAINING:
-            raise Problem(problems.DRAINING, "This replica is shutting down; connect again.", retry_after=1)
-        if health in (Health.DEAF, Health.FAILED):
-            raise Problem(
-                problems.DEAF, "This replica does not hear the others; connect again.", retry_after=1
-            )
-        headers = headers_of(scope)
-        self._admission.check_origin(headers)
-        principal = await self._admission.admit(headers, scope["subprotocols"])
+    async def _admit(self, scope: Scope, channel: str) -> tuple[Principal, ChannelRules, bool]:
+        self._handshakes.check(scope)
+        principal = await self._admission.admit(headers_of(scope), scope["subprotocols"])
         try:
+            rules = self._channels.rules(channel)
             if not self._permissions.may_subscribe(channel, principal):
                 raise Problem(problems.FORBIDDEN, f"You may not subscribe to “{channel}”.")
-            return principal, self._permissions.may_publish(channel, principal)
+            return principal, rules, self._permissions.may_publish(channel, principal)
         except BadChannelName as error:
             raise Problem(problems.BAD_CHANNEL, f"{error}.") from None
         except UnknownNamespace as error:
             raise Problem(problems.UNKNOWN_CHANNEL, f"{error}.") from None
-
-    def _raw_socket(self, scope: Scope) -> RawSocket | None:
-        extension = (scope.get("extensions") or {}).get(RAW_EXTENSION)
-        if extension is not None:
-            raw: RawSocket = extension["socket"]
-            return raw
-        if not self._told_slow_path:
-            self._told_slow_path = True
-            log.warning("this ASGI server has no raw sockets: fan-out is slower; `bongsu serve` has them")
-        return None
 
     async def _wait_until_heard(self, channel: Channel) -> None:
         try:
@@ -166,7 +176,6 @@ class PlainSession:
     """One plain client: what it says is published, in order."""
 
     __slots__ = (
-        "_channel",
         "_code",
         "_expired_close_delay",
         "_expiry",
@@ -175,6 +184,7 @@ class PlainSession:
         "_node",
         "_peer",
         "_publishing",
+        "_rules",
         "client",
         "joined",
     )
@@ -185,7 +195,7 @@ class PlainSession:
     def __init__(
         self,
         node: Node,
-        channel: str,
+        rules: ChannelRules,
         limit: int,
         peer: str,
         *,
@@ -197,7 +207,7 @@ class PlainSession:
         self._code: int | None = None
         self._expired_close_delay = expired_close_delay
         self._expiry: asyncio.TimerHandle | None = None
-        self._channel = channel
+        self._rules = rules
         self._limit = limit
         self._may_publish = may_publish
         self._publishing = 0
@@ -230,11 +240,13 @@ class PlainSession:
             # Our own server has refused it already, unread; this is for the others.
             self.client.close(MESSAGE_TOO_BIG)
             return
-        publication = Publication(msgspec.json.encode(text), plain=True)
+        publication = Publication(
+            msgspec.json.encode(text), plain=True, patchable=self._rules.options.delta_publish
+        )
         self._publishing += 1
         if self._publishing == MAX_PUBLISHING:
             self.client.pause_reading()
-        self._node.publish_or_deliver_here(self._channel, publication).add_done_callback(self._published)
+        self._node.publish_or_deliver_here(self._rules, publication).add_done_callback(self._published)
 
     def binary(self, data: bytes) -> None:
         self.client.close(UNSUPPORTED_DATA)
@@ -264,7 +276,11 @@ class PlainSession:
             closed_with = self.client.closed_with
             log.info("client left", code=closed_with.code if closed_with else self._code, **self._facts())
 
-    def _published(self, _: asyncio.Future[None]) -> None:
+    def _published(self, published: asyncio.Future[bool]) -> None:
+        if not published.result():
+            # In a channel with history nobody may see what is not in it. There is no other answer for this
+            # client than the close: what it said is not published, or may not be.
+            self.client.close(INTERNAL_SERVER_ERROR)
         self._publishing -= 1
         if self._publishing == MAX_PUBLISHING - 1:
             self.client.resume_reading()
@@ -274,7 +290,7 @@ class PlainSession:
             "connection": self.client.id,
             "user": self.client.principal.user,
             "peer": self._peer,
-            "channel": self._channel,
+            "channel": self._rules.name,
             "here": len(self._node.clients),
             "cluster": self._node.count_cluster(),
         }

@@ -51,17 +51,20 @@ class Receiver(Protocol):
 class RawSocket(Socket, Protocol):
     """The raw-write extension: after `websocket.accept` the session takes over from ASGI messages."""
 
-    def attach(self, receiver: Receiver) -> None:
-        """From now on `receiver` is called, and the ASGI app may return: the connection stays."""
+    def attach(self, receiver: Receiver, *, keepalive: bool) -> None:
+        """From now on `receiver` is called, and the ASGI app may return: the connection stays.
+
+        `keepalive` False: the session sends pings of its own, and WebSocket ping frames are needless.
+        """
         ...
 
 
 class AsgiSocket:
     """The same on any ASGI server: a task reads, another writes, one message at a time (slower)."""
 
-    framed = False
-
-    def __init__(self, receive: Receive, send: Send) -> None:
+    def __init__(self, receive: Receive, send: Send, *, binary: bool = False) -> None:
+        """`binary`: messages are sent as bytes, else as text."""
+        self._binary = binary
         self._receive = receive
         self._send = send
         self._receiver: Receiver | None = None
@@ -137,8 +140,13 @@ class AsgiSocket:
         while True:
             while self._out:
                 chunk = self._out.popleft()
+                message: Message = {"type": "websocket.send"}
+                if self._binary:
+                    message["bytes"] = chunk
+                else:
+                    message["text"] = chunk.decode()
                 try:
-                    await self._send({"type": "websocket.send", "text": chunk.decode()})
+                    await self._send(message)
                 except OSError:  # what the ASGI specification has for a client that is gone
                     return
                 self._unsent -= len(chunk)

@@ -10,10 +10,12 @@ from bongsu.brokers import envelope
 from bongsu.brokers.memory import MemoryBroker
 from bongsu.metrics import Metrics
 from bongsu.node import hub as hub_module
+from bongsu.node.channel import Channel
 from bongsu.node.client import Client, ClientOptions
-from bongsu.node.hub import Channel, Hub, Variant
+from bongsu.node.hub import Hub
+from bongsu.node.variants import Variant
 from bongsu.protocol.errors import SHUTDOWN, SLOW
-from bongsu.protocol.messages import Principal, Publication
+from bongsu.protocol.messages import Join, Leave, Principal, Publication
 
 OPTIONS = ClientOptions(queue_max_size=1000, slow_timeout=5, drain_timeout=1)
 
@@ -21,19 +23,28 @@ OPTIONS = ClientOptions(queue_max_size=1000, slow_timeout=5, drain_timeout=1)
 class Lines:
     """A variant that counts how often it was asked."""
 
-    def __init__(self, ending: bytes = b"\n") -> None:
+    joins = False
+
+    def __init__(self, ending: bytes = b"\n", *, positioned: bool = False) -> None:
         self.ending = ending
+        self.positioned = positioned
         self.rendered = 0
 
-    def render(self, publications: list[Publication]) -> list[bytes]:
+    def render(
+        self, channel: str, publications: list[Publication], previous: Publication | None
+    ) -> list[bytes]:
         self.rendered += 1
         return [b"".join(publication.data + self.ending for publication in publications)]
+
+    def presence(self, channel: str, message: Join | Leave) -> bytes:
+        raise AssertionError("not asked for")
+
+    def after(self, publications: list[Publication]) -> Lines:
+        return self
 
 
 class MemorySocket:
     """A transport that remembers its writes; `stall` makes it behave like a peer that stopped reading."""
-
-    framed = True
 
     def __init__(self) -> None:
         self.writes: list[bytes] = []

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Mapping, Sequence
-from importlib.resources import files
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from typing import Any
 
 from bongsu.brokers import envelope
@@ -13,11 +12,12 @@ from bongsu.brokers.base import (
     MAX_READ,
     Appended,
     Backend,
-    BrokerError,
     BrokerState,
+    Departed,
     Event,
     Page,
     Read,
+    Standing,
     StreamOptions,
     new_epoch,
 )
@@ -26,10 +26,10 @@ from bongsu.brokers.redis.greeting import Greeter
 from bongsu.brokers.redis.link import opener
 from bongsu.brokers.redis.names import Names
 from bongsu.brokers.redis.pipeline import Pipeline
+from bongsu.brokers.redis.presence import SCRIPTS as PRESENCE_SCRIPTS
+from bongsu.brokers.redis.presence import RedisPresence
 from bongsu.brokers.redis.pump import Pump
-from bongsu.protocol.messages import Publication, StreamPosition
-
-_LEASE_SCRIPT = (files("bongsu.brokers") / "lua" / "lease.lua").read_text()
+from bongsu.protocol.messages import ClientInfo, PresenceStatsResult, Publication, StreamPosition
 
 
 class RedisBroker(Backend):
@@ -45,10 +45,14 @@ class RedisBroker(Backend):
         self._greeter = Greeter()
         self.pipeline = Pipeline(
             opener(url, greet=self._greeter.greet),
-            scripts=[script.text for script in (scripts.APPEND, scripts.READ, scripts.SEND_ONCE)],
+            scripts=[script.text for script in (*scripts.STREAMS, *PRESENCE_SCRIPTS)],
         )
+        self._presence = RedisPresence(self.pipeline, self._names)
         self.pump = Pump(
-            opener(url), name_of=lambda channel: self._names.of(channel).channel, on_batch=self._on_pump
+            opener(url),
+            name_of=lambda channel: self._names.of(channel).channel,
+            on_batch=self._on_pump,
+            on_restored=self._restored,
         )
 
     @property
@@ -81,9 +85,11 @@ class RedisBroker(Backend):
     def send(self, channel: str, payload: bytes, *, idempotency_key: str = "") -> asyncio.Future[None]:
         name = self._names.of(channel).channel
         if not idempotency_key:
-            return self.pipeline.execute(b"PUBLISH", name, payload, lane=name)
+            return self.pipeline.execute(b"PUBLISH", name, payload, lane=name, parse=_nothing)
         keys = (name, self._names.result(channel, idempotency_key))
-        return self._run(scripts.SEND_ONCE, keys, payload, _milliseconds(IDEMPOTENCY_TTL), lane=name)
+        return self._run(
+            scripts.SEND_ONCE, keys, payload, _milliseconds(IDEMPOTENCY_TTL), lane=name, parse=_nothing
+        )
 
     def pause(self) -> None:
         self.pump.pause()
@@ -164,7 +170,7 @@ class RedisBroker(Backend):
 
     def remove(self, channel: str) -> asyncio.Future[None]:
         names = self._names.of(channel)
-        return self.pipeline.execute(b"UNLINK", names.window, lane=names.channel)
+        return self.pipeline.execute(b"UNLINK", names.window, lane=names.channel, parse=_nothing)
 
     def _run(
         self,
@@ -172,7 +178,7 @@ class RedisBroker(Backend):
         keys: Sequence[bytes],
         *args: bytes | str | int,
         lane: bytes,
-        parse: Callable[[Any], Any] | None = None,
+        parse: Callable[[Any], Any],
     ) -> asyncio.Future[Any]:
         return self.pipeline.execute(b"EVALSHA", script.sha, len(keys), *keys, *args, lane=lane, parse=parse)
 
@@ -189,26 +195,42 @@ class RedisBroker(Backend):
         if isinstance(answer, list) and len(answer) > 3:
             self._greeter.incarnation = answer[3]
 
-    # Leases
+    # Leases and presence
 
     async def renew(self, replica: str, data: bytes, ttl: float) -> Mapping[str, bytes]:
-        expires, values = self._names.leases()
-        flat = await self.pipeline.execute(
-            b"EVAL", _LEASE_SCRIPT, 2, expires, values, replica, data, int(ttl * 1000)
-        )
-        if not isinstance(flat, list):
-            raise BrokerError(f"the lease script answered {type(flat).__name__}")
-        names = iter(flat)
-        return {name.decode(): value for name, value in zip(names, names, strict=True)}
+        return await self._presence.renew(replica, data, ttl)
 
     async def release(self, replica: str) -> None:
-        expires, values = self._names.leases()
-        await asyncio.gather(
-            self.pipeline.execute(b"ZREM", expires, replica), self.pipeline.execute(b"HDEL", values, replica)
-        )
+        await self._presence.release(replica)
+
+    @property
+    def standing(self) -> Standing:
+        return self._presence.standing
+
+    def enter(self, channel: str, info: ClientInfo, *, announced: bool = False) -> asyncio.Future[None]:
+        return self._presence.enter(channel, info, announced=announced)
+
+    def leave(self, channel: str, client: str) -> asyncio.Future[None]:
+        return self._presence.leave(channel, client)
+
+    async def presence(self, channel: str) -> dict[str, ClientInfo]:
+        return await self._presence.presence(channel)
+
+    async def presence_stats(self, channel: str) -> PresenceStatsResult:
+        return await self._presence.presence_stats(channel)
+
+    def renounce(self) -> None:
+        self._presence.renounce()
+
+    def sweep(self) -> AsyncIterator[list[Departed]]:
+        return self._presence.sweep()
 
     def _on_pump(self, batch: list[Event]) -> None:
         self._hand_over(batch)
+
+
+def _nothing(_: object) -> None:
+    """How many listeners or keys there were is nobody's business."""
 
 
 def _milliseconds(seconds: float) -> int:

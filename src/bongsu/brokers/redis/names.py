@@ -56,11 +56,6 @@ class Names:
         # With the length, since both may contain colons.
         return b"%sresult:%d:%s:%s" % (self._base(raw), len(raw), raw, idempotency_key.encode())
 
-    def leases(self) -> tuple[bytes, bytes]:
-        """Keys of the leases' expiries and of their values."""
-        base = self._base(b"leases")
-        return base + b"leases:expires", base + b"leases:values"
-
     def presence(self, channel: str, owner: str) -> PresenceKeys:
         raw = channel.encode()
         base = self._base(raw) + b"presence:"
@@ -75,7 +70,7 @@ class Names:
         """`PresenceKeys.owned` of the channels in `partition`."""
         return b"%s:{%d}:presence:owned:%s" % (self._prefix, partition, owner.encode())
 
-    def lease_keys(self) -> LeaseKeys:
+    def leases(self) -> LeaseKeys:
         base = self._base(b"leases") + b"leases:"
         return LeaseKeys(base + b"expires", base + b"values", base + b"dead")
 

@@ -172,7 +172,9 @@ class Pipeline:
         loop = asyncio.get_running_loop()
         for text in self._scripts:
             packed = hiredis.pack_command(cast("Any", (b"SCRIPT", b"LOAD", text)))
-            self._queue(_Call(packed, loop.create_future(), b"", None))
+            loaded = loop.create_future()
+            loaded.add_done_callback(_tell_refusal)
+            self._queue(_Call(packed, loaded, b"", None))
 
     # Answers
 
@@ -262,3 +264,10 @@ class Pipeline:
         if self._watchdog is not None:
             self._watchdog.cancel()
             self._watchdog = None
+
+
+def _tell_refusal(loaded: asyncio.Future[Any]) -> None:
+    """Commands that name the script fail too, but with NOSCRIPT, which says nothing of the reason."""
+    error = loaded.exception()
+    if isinstance(error, CommandRefused):
+        log.error("redis refuses a script", error=str(error))

@@ -39,10 +39,17 @@ class Pump:
     """`name_of` gives the channel's name in Redis; `on_batch` gets (channel, payload) pairs of one read."""
 
     def __init__(
-        self, open_link: Open, *, name_of: Callable[[str], bytes], on_batch: Callable[[list[Event]], None]
+        self,
+        open_link: Open,
+        *,
+        name_of: Callable[[str], bytes],
+        on_batch: Callable[[list[Event]], None],
+        on_restored: Callable[[], None],
     ) -> None:
         self._name_of = name_of
         self._on_batch = on_batch
+        self._on_restored = on_restored
+        self._was_lost = False
         self._link: Link | None = None
         self._wishes: dict[bytes, _Wish] = {}
         self._unready = 0
@@ -148,6 +155,9 @@ class Pump:
                 if verb == b"SUBSCRIBE" and self._wishes.get(wish.name) is wish and not wish.ready.done():
                     wish.ready.set_result(None)
                     self._unready -= 1
+                    if self._was_lost and not self._unready:
+                        self._was_lost = False
+                        self._on_restored()
                 return
         log.error("redis answered a subscription out of turn", reply=repr(reply)[:200])
         if self._link is not None:
@@ -162,6 +172,7 @@ class Pump:
 
     def _down(self) -> None:
         self._link = None
+        self._was_lost = True
         self._out = []
         self._expected.clear()
         loop = asyncio.get_running_loop()

@@ -31,6 +31,8 @@ APPEND = load("stream", "append")
 READ = load("stream", "read")
 SEND_ONCE = load("send_once")
 
+STREAMS = (APPEND, READ, SEND_ONCE)
+
 _CACHED = 1
 _SUPPRESSED = 2
 
