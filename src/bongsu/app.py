@@ -21,7 +21,8 @@ from starlette.routing import Mount
 from bongsu._version import __version__
 from bongsu.api.errors import install_error_handlers
 from bongsu.api.health import health_router
-from bongsu.api.publish import OPENAPI_SECURITY, ServerApi, openapi_paths
+from bongsu.api.openapi import SECURITY, paths
+from bongsu.api.server import ServerApi
 from bongsu.api.uploads import uploads_router
 from bongsu.auth import TokenVerifier
 from bongsu.brokers import Broker, adapt, broker_from_url
@@ -109,7 +110,7 @@ class Bongsu:
             template=settings.plain.template,
             message_size_limit=settings.plain.message_size_limit,
         )
-        self._server_api = ServerApi(self.node, channels, self._admission, metrics)
+        self._server_api = ServerApi(self._services, self._admission, metrics)
         self.database = Database(settings.database_url)
         queue = Queue(self.database, settings.replica, lease=settings.upload.job_lease)
         self._store = store_from_url(settings.storage_url)
@@ -157,10 +158,8 @@ class Bongsu:
         def openapi() -> dict[str, Any]:
             if app.openapi_schema is None:
                 document = make_document()
-                document.setdefault("paths", {}).update(openapi_paths())
-                document.setdefault("components", {}).setdefault("securitySchemes", {}).update(
-                    OPENAPI_SECURITY
-                )
+                document.setdefault("paths", {}).update(paths())
+                document.setdefault("components", {}).setdefault("securitySchemes", {}).update(SECURITY)
             return make_document()
 
         app.openapi = openapi  # type: ignore[method-assign]  # FastAPI's documented way
