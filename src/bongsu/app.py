@@ -68,6 +68,8 @@ class Bongsu:
         self._replica_header = (b"x-bongsu-replica", settings.replica.encode())
         # Without a key it believes no token.
         self._tokens = TokenVerifier(settings.token)
+        separate = settings.client.subscription_token
+        self._subscription_tokens = TokenVerifier(separate) if separate.enabled else self._tokens
         metrics = Metrics()
         self.node = Node(
             replica=settings.replica,
@@ -92,7 +94,7 @@ class Bongsu:
             self.node,
             channels,
             self._tokens,
-            self._tokens,
+            self._subscription_tokens,
             settings.client,
             self.handlers,
             metrics,
@@ -175,6 +177,7 @@ class Bongsu:
         """
         async with contextlib.AsyncExitStack() as stack:
             stack.push_async_callback(self._tokens.aclose)
+            stack.push_async_callback(self._subscription_tokens.aclose)
             await self._open_database()
             stack.push_async_callback(self.database.stop)
             await self._store.start()

@@ -24,7 +24,9 @@ DEADLINE = 15.0
 @asynccontextmanager
 async def serving(app: FastAPI) -> AsyncIterator[str]:
     """`app` on plain uvicorn, in this process."""
-    server = uvicorn.Server(uvicorn.Config(app, port=0, log_config=None, ws="websockets-sansio"))
+    server = uvicorn.Server(
+        uvicorn.Config(app, port=0, log_config=None, ws="websockets-sansio", timeout_graceful_shutdown=5)
+    )
     running = asyncio.create_task(server.serve())
     try:
         async with asyncio.timeout(DEADLINE):

@@ -112,7 +112,10 @@ async def serving(
     app = FastAPI()
     install_error_handlers(app)
     app.include_router(uploads_router(service, _authorize))
-    config = uvicorn.Config(app, port=0, ws="none", lifespan="off", log_config=None)
+    # A test that failed may hold its connections open; without a bound uvicorn would wait for them for ever.
+    config = uvicorn.Config(
+        app, port=0, ws="none", lifespan="off", log_config=None, timeout_graceful_shutdown=5
+    )
     listener = config.bind_socket()
     listener.listen()  # a client may connect from here on, before the server accepts
     http = uvicorn.Server(config)

@@ -87,12 +87,6 @@ class ClientOptions(BaseModel):
     channel_position_check_delay: float = Field(
         40.0, gt=0, description="Time without a publication after which a channel's position is looked up"
     )
-    channel_position_max_time_lag: float = Field(
-        0.0,
-        ge=0,
-        description="Age of a publication from which on its positioned subscribers count as having missed "
-        "some; 0 = off",
-    )
     history_max_publication_limit: int = Field(
         300, gt=0, description="Most publications a client gets from one look into the history"
     )

@@ -64,54 +64,6 @@ class Plain(_Options):
         return template
 
 
-class WebSocket(_Options):
-    """The client protocol at `/connection/websocket`."""
-
-    message_size_limit: int = Field(
-        65536, gt=0, description="Largest message of a client in bytes; larger ones close it (1009)"
-    )
-
-
-class _Request(_Options):
-    max_request_body_size: int = Field(
-        65536, gt=0, description="Largest body of a request in bytes; larger ones are answered 413"
-    )
-
-
-class HttpStream(_Request):
-    """The client protocol at `/connection/http_stream`."""
-
-    enabled: bool = Field(False, description="Serve /connection/http_stream, and /emulation with it")
-
-
-class Sse(_Request):
-    """The client protocol at `/connection/sse`."""
-
-    enabled: bool = Field(False, description="Serve /connection/sse, and /emulation with it")
-
-
-class Emulation(_Request):
-    """`/emulation`, where clients of the two above send their commands."""
-
-
-class UniWebSocket(WebSocket):
-    """One-way, at `/connection/uni_websocket`."""
-
-    enabled: bool = Field(False, description="Serve /connection/uni_websocket")
-
-
-class UniHttpStream(_Request):
-    """One-way, at `/connection/uni_http_stream`."""
-
-    enabled: bool = Field(False, description="Serve /connection/uni_http_stream")
-
-
-class UniSse(_Request):
-    """One-way, at `/connection/uni_sse`."""
-
-    enabled: bool = Field(False, description="Serve /connection/uni_sse")
-
-
 class Channels(NameOptions):
     """What the channels can do, who may do what on them, and how their names are read."""
 
@@ -217,13 +169,6 @@ class Settings(_Options):
         "default: nobody's, since any client can send them",
     )
     plain: Plain = Field(Plain(), description="The plain broadcast")
-    websocket: WebSocket = Field(WebSocket(), description="The client protocol over WebSocket")
-    http_stream: HttpStream = Field(HttpStream(), description="The client protocol over an HTTP stream")
-    sse: Sse = Field(Sse(), description="The client protocol over server-sent events")
-    emulation: Emulation = Field(Emulation(), description="The way back of the two above")
-    uni_websocket: UniWebSocket = Field(UniWebSocket(), description="One-way WebSocket")
-    uni_http_stream: UniHttpStream = Field(UniHttpStream(), description="One-way HTTP stream")
-    uni_sse: UniSse = Field(UniSse(), description="One-way server-sent events")
     channels: Channels = Field(Channels(), validate_default=True, description="Channels and namespaces")
     upload: UploadOptions = Field(UploadOptions(), description="Uploads")
     token: TokenOptions = Field(TokenOptions(), validate_default=True, description="Client tokens")
