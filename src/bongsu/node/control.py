@@ -1,4 +1,4 @@
-"""What replicas ask of each other: the messages of the control channel, and what a replica does with them.
+"""What replicas ask of each other: the messages of the control channels, and who does what they say.
 
 Each message is a JSON frame in an envelope: version, sender, targets, body. A replica that meets a
 version or a body it does not know counts it and skips it, so that a rolling upgrade can run both. Beats
@@ -20,7 +20,16 @@ from bongsu.protocol.api import ChannelOverride, NodeInfo
 from bongsu.protocol.errors import FORCE_DISCONNECT, Error
 from bongsu.protocol.messages import StreamPosition
 
+CONTROL: Final = "\x00control"
+"""The channel of all replicas. No client can name it: channel names are printable."""
+
 VERSION: Final = 1
+
+
+def control_channel(replica: str) -> str:
+    """What concerns one replica alone: the others need not read it."""
+    return f"{CONTROL}:{replica}"
+
 
 # ---- what is asked -------------------------------------------------------------------------------------
 
@@ -120,9 +129,11 @@ class Emulated(Body, frozen=True, kw_only=True, tag="emulated"):
     known: bool
 
 
+Question = AskChannels | AskInfo | Emulate
+
 Answer = Channels | Info | Emulated
 
-Message = Subscribe | Unsubscribe | Disconnect | Refresh | AskChannels | AskInfo | Emulate | Answer
+Message = Subscribe | Unsubscribe | Disconnect | Refresh | Question | Answer
 
 
 # ---- who does it ---------------------------------------------------------------------------------------

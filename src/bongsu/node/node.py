@@ -31,6 +31,7 @@ from bongsu.node.beacon import PATIENCE, PERIOD, Beacon, Beat, Health
 from bongsu.node.channel import Channel
 from bongsu.node.channels import ChannelRules
 from bongsu.node.client import Client
+from bongsu.node.control import CONTROL
 from bongsu.node.hub import Hub
 from bongsu.node.presence import Roster
 from bongsu.protocol import problems
@@ -41,9 +42,6 @@ from bongsu.protocol.messages import (
     StreamPosition,
 )
 from bongsu.protocol.problems import Problem
-
-CONTROL = "\x00control"
-"""The channel between replicas. No client can name it: channel names are printable."""
 
 log = structlog.get_logger("bongsu.node")
 

@@ -160,7 +160,7 @@ class Roster:
 
         For whoever is about to ask who is present and must find himself.
         """
-        if not self._failures:
+        if not self._failures and not self.failed:
             await self._barrier()
 
     async def _barrier(self) -> None:
@@ -200,15 +200,17 @@ class Roster:
         if not self._queue:
             self._queued.clear()
         members = [item for item in batch if isinstance(item, _Member)]
-        await self._carry_out([order for member in members for order in self._orders(member)])
-        for member in members:
-            if not member.is_done():
-                self._look_at(member)
-            elif member.wish is None:
-                self._forget(member)
-        for item in batch:
-            if isinstance(item, asyncio.Future) and not item.done():
-                item.set_result(None)
+        try:
+            await self._carry_out([order for member in members for order in self._orders(member)])
+            for member in members:
+                if not member.is_done():
+                    self._look_at(member)
+                elif member.wish is None:
+                    self._forget(member)
+        finally:
+            for item in batch:
+                if isinstance(item, asyncio.Future) and not item.done():
+                    item.set_result(None)
 
     def _orders(self, member: _Member) -> list[_Order]:
         """What makes `member` as it is wanted. Whoever hears of a join finds it present."""
