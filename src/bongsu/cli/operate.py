@@ -156,11 +156,15 @@ def token(
         raise typer.BadParameter(str(error), param_hint="--ttl") from None
     try:
         # Signing needs the one secret; whether the rest is fit for production is for serve and check to say.
-        secret = load(dev=True).token.hmac_secret
+        settings = load(dev=True)
     except SettingsError as error:
         _fail_with(error)
+    separate = settings.client.subscription_token
+    has_own_keys = channel is not None and separate.enabled
+    secret = (separate if has_own_keys else settings.token).hmac_secret
     if secret is None:
-        fail("BONGSU_TOKEN__HMAC_SECRET is not set; other tokens are made by whoever holds the private key")
+        variable = "BONGSU_CLIENT__SUBSCRIPTION_TOKEN" if has_own_keys else "BONGSU_TOKEN"
+        fail(f"{variable}__HMAC_SECRET is not set; other tokens are made by whoever holds the private key")
     from bongsu.auth import sign_connection_token, sign_subscription_token
 
     key, now, lifetime = secret.get_secret_value(), time.time(), seconds or None

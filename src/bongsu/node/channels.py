@@ -238,7 +238,7 @@ class Channels:
         self._names = names or NameOptions()
         self._without_namespace = without_namespace
         self._namespaces = namespaces
-        # What its namespace forbids must not close the channel that the plain `/ws` is.
+        # What channels without a namespace forbid must not close the one that the plain `/ws` is.
         self._broadcast = ChannelRules(
             BROADCAST, without_namespace.model_copy(update=_OPEN_TO_WHOEVER_CONNECTS)
         )
@@ -309,6 +309,5 @@ _OPEN_TO_WHOEVER_CONNECTS: Final[Mapping[str, object]] = {
     "allow_subscribe_for_anonymous": True,
     "allow_publish_for_client": True,
     "allow_publish_for_anonymous": True,
-    "channel_regex": None,
     "publication_data_format": "",
 }

@@ -99,7 +99,6 @@ class ClientOptions(BaseModel):
     subscribe_to_user_personal_channel: PersonalChannelOptions = Field(
         PersonalChannelOptions(), description="Personal channels"
     )
-
     subscription_token: SubscriptionTokenOptions = Field(
         SubscriptionTokenOptions(), description="Subscription tokens, where they have keys of their own"
     )

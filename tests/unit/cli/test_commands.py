@@ -179,10 +179,29 @@ def test_token_makes_subscription_tokens_and_ones_that_never_expire(monkeypatch:
     assert "exp" not in claims
 
 
-def test_token_without_a_secret_says_which_setting_is_missing() -> None:
+def test_token_signs_subscription_tokens_with_their_own_secret_where_they_have_one(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    own = HMAC_SECRET[::-1]
+    monkeypatch.setenv("BONGSU_TOKEN__HMAC_SECRET", HMAC_SECRET)
+    monkeypatch.setenv("BONGSU_CLIENT__SUBSCRIPTION_TOKEN__ENABLED", "true")
+    monkeypatch.setenv("BONGSU_CLIENT__SUBSCRIPTION_TOKEN__HMAC_SECRET", own)
+    for arguments, secret in ((["--channel", "$room:1"], own), ([], HMAC_SECRET)):
+        result = run("token", "42", *arguments)
+        assert jwt.decode(result.stdout.strip(), secret, algorithms=["HS256"])["sub"] == "42"
+
+
+def test_token_without_a_secret_says_which_setting_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
     result = run("token", "42")
     assert result.exit_code == 1
     assert "BONGSU_TOKEN__HMAC_SECRET is not set" in result.stderr
+    monkeypatch.setenv("BONGSU_CLIENT__SUBSCRIPTION_TOKEN__ENABLED", "true")
+    monkeypatch.setenv(
+        "BONGSU_CLIENT__SUBSCRIPTION_TOKEN__JWKS_PUBLIC_ENDPOINT", "https://id.example.org/keys"
+    )
+    result = run("token", "42", "--channel", "$room:1")
+    assert result.exit_code == 1
+    assert "BONGSU_CLIENT__SUBSCRIPTION_TOKEN__HMAC_SECRET is not set" in result.stderr
 
 
 # migrate
