@@ -6,6 +6,7 @@ realtime and uploads, meet here and in the channel `uploads:feed`, nowhere else.
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import fnmatch
 from collections.abc import AsyncIterator, Awaitable, Callable, MutableMapping
@@ -26,7 +27,7 @@ from bongsu.api.server import ServerApi
 from bongsu.api.uploads import uploads_router
 from bongsu.auth import TokenVerifier
 from bongsu.brokers import Broker, adapt, broker_from_url
-from bongsu.brokers.base import BrokerError
+from bongsu.brokers.base import Appended
 from bongsu.db.migrate import migrate, require_migrated
 from bongsu.db.session import Database
 from bongsu.jobs.queue import Queue
@@ -224,10 +225,14 @@ class Bongsu:
 
     async def _publish_event(self, channel: str, data: bytes) -> None:
         """What the upload side tells its subscribers: at most once, and never in the way of the upload."""
-        try:
-            await self.node.publish(self._channels.rules(channel), Publication(data))
-        except BrokerError as error:
-            log.warning("an upload event was not delivered", channel=channel, error=str(error))
+
+        def told(sent: asyncio.Future[Appended]) -> None:
+            error = None if sent.cancelled() else sent.exception()
+            if error is not None:
+                log.warning("an upload event was not delivered", channel=channel, error=str(error))
+
+        # Sent in order, and not waited for: a broker that hangs must not hold up an answer.
+        self.node.publish(self._channels.rules(channel), Publication(data)).add_done_callback(told)
 
     # ASGI
 

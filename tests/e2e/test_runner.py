@@ -44,7 +44,11 @@ class Runner:
 
     def start(self) -> None:
         self.child.start()
-        self.child.await_ready(lambda: answers(f"http://127.0.0.1:{self.port}/readyz"), within=60)
+        # nginx answers a moment before the runner has said so.
+        self.child.await_ready(
+            lambda: "Bongsu is at" in self.child.log() and answers(f"http://127.0.0.1:{self.port}/readyz"),
+            within=60,
+        )
 
     def processes(self) -> list[psutil.Process]:
         """All processes below the runner."""

@@ -299,6 +299,52 @@ async def test_frames_of_noise_disturb_nobody(one_server: RunningServer) -> None
     assert "Traceback" not in one_server.log()
 
 
+async def test_a_flood_of_tiny_frames_lets_others_have_their_turn(one_server: RunningServer) -> None:
+    async with clients(one_server, 2) as [flood, witness]:
+        flood.transport.write(masked(0x8A, b"") * 200_000 + masked(0x81, b"flood is over"))
+        await witness.send("in between")
+        assert await receive(witness) == "📢 새로운 알림: in between"
+        assert await receive(witness) == "📢 새로운 알림: flood is over"
+
+
+async def test_a_message_of_endless_fragments_is_refused(one_server: RunningServer) -> None:
+    async with clients(one_server, 1) as [client]:
+        client.transport.write(masked(0x01, b"x") + masked(0x00, b"") * 2000)
+        with pytest.raises(ConnectionClosed) as closed:
+            await receive(client)
+        assert closed.value.rcvd is not None
+        assert closed.value.rcvd.code == 1008
+
+
+async def test_a_burst_in_one_write_arrives_everywhere_once_and_in_order(
+    bongsu_server: Start, redis_server: RedisServer
+) -> None:
+    """A read of thousands of small messages once overran the pipeline, and was delivered here only."""
+    env = {"BONGSU_BROKER_URL": redis_server.url, "BONGSU_CLIENT__QUEUE_MAX_SIZE": "64MiB"}
+    one, two = bongsu_server(**env), bongsu_server(**env)
+    async with clients(one, 2, max_queue=None) as [sender, here], clients(two, 1, max_queue=None) as [there]:
+        sent = [str(number) for number in range(20_000)]
+        sender.transport.write(b"".join(masked(0x81, text.encode()) for text in sent))
+        for client in (here, there):
+            assert [(await receive(client)).rsplit(" ", 1)[1] for _ in sent] == sent
+        assert metric(one, 'bongsu_publications_total{outcome="here_only"}') == 0
+
+
+def test_trailers_of_a_body_are_bounded(one_server: RunningServer) -> None:
+    """They were once kept without a bound: 20 bytes of memory for each byte sent."""
+    with socket.create_connection(("127.0.0.1", int(one_server.url.rsplit(":", 1)[1])), DEADLINE) as client:
+        head = "POST /livez HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n"
+        client.sendall(head.encode())
+        with pytest.raises(OSError, match=r"reset|[Bb]roken"):  # noqa: PT012  # some writes still fit
+            for _ in range(2000):
+                client.sendall(b"X: a\r\n" * 10_000)
+    assert answers(f"{one_server.url}/livez")
+
+
+def test_text_that_is_not_utf8_is_not_published(one_server: RunningServer) -> None:
+    assert publish(one_server, b'{"channel":"news","data":"\xff\xfe"}').status_code == 400
+
+
 def handshake(server: Server, path: str, *extra: str, version: str = "13") -> tuple[bytes, bytes]:
     """A handshake by hand: (head, body) of the answer."""
     request = "\r\n".join(

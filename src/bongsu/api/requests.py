@@ -9,9 +9,13 @@ from typing import Final
 from starlette.types import Receive, Scope, Send
 
 from bongsu.api.errors import ProblemResponse
+from bongsu.protocol import problems
 from bongsu.protocol.problems import Problem
 
 __all__ = ["Body", "ClientGone", "Refusal"]
+
+IDLE_TIMEOUT = 60.0
+"""Seconds without a byte of the body after which the request is given up."""
 
 _LINGER_TIME: Final = 5.0  # seconds
 _LINGER_BYTES: Final = 64 * 1024 * 1024
@@ -31,7 +35,13 @@ class Body:
 
     async def __aiter__(self) -> AsyncIterator[bytes]:
         while not self.ended:
-            message = await self._receive()
+            try:
+                async with asyncio.timeout(IDLE_TIMEOUT):
+                    message = await self._receive()
+            except TimeoutError:
+                raise Problem(
+                    problems.REQUEST_TIMEOUT, f"No byte of the body came for {IDLE_TIMEOUT:g} s."
+                ) from None
             if message["type"] == "http.disconnect":
                 self.ended = True
                 raise ClientGone

@@ -45,6 +45,9 @@ Answer: TypeAlias = Result | ApiError
 MAX_BODY: Final = 1024 * 1024
 """Bytes of one request: as much as a client's whole outbox may hold."""
 
+BODY_TIMEOUT: Final = 10.0
+"""Seconds for the whole body to arrive; then 408."""
+
 ERROR_MODE_HEADER: Final = b"x-centrifugo-error-mode"
 
 METHODS: Final = frozenset(
@@ -82,7 +85,11 @@ class ServerApi:
             return await _answer(send, 404)
         if scope["method"] != "POST":
             return await _answer(send, 405, b"", (b"allow", b"POST"))
-        body = await _read(receive)
+        try:
+            async with asyncio.timeout(BODY_TIMEOUT):
+                body = await _read(receive)
+        except TimeoutError:
+            return await _answer(send, 408, b"", (b"connection", b"close"))
         if body is None:
             return await _answer(send, 413, b"", (b"connection", b"close"))
         try:

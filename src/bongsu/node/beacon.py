@@ -61,6 +61,7 @@ class Beacon:
         self._peers: dict[str, Peer] = {}
         self._leases: dict[str, Beat] = {}
         self._commands_ok = False
+        self._ever_renewed = False
         self._since = now
         """When hearing nothing began to count: the start, or the last time the broker came back."""
         self._restarted = now
@@ -74,7 +75,7 @@ class Beacon:
         if not self._commands_ok:
             # Redis is back: give the subscriptions a moment before silence means deafness.
             self._since = now
-        self._commands_ok = True
+        self._commands_ok = self._ever_renewed = True
         self._leases = dict(leases)
         for name, peer in list(self._peers.items()):
             if name not in leases and (peer.heard_at is None or now - peer.heard_at > PATIENCE):
@@ -106,7 +107,8 @@ class Beacon:
         own = self._peers.get(self.replica)
         proven = own is not None and own.heard_at is not None and now - own.heard_at <= PATIENCE
         if not self._commands_ok:
-            return Health.BROKER_DOWN
+            begins = not self._ever_renewed and now - self._since <= PATIENCE
+            return Health.STARTING if begins else Health.BROKER_DOWN
         if proven:
             return Health.READY
         if self.age(now=now) <= PATIENCE:

@@ -195,18 +195,20 @@ class Hub:
             else:
                 payloads.append(payload)
         self._delivering = True
-        for name, payloads in by_channel.items():
-            channel = self._channels.get(name)
-            if channel is None:
-                continue
-            if channel.listeners:
-                for payload in payloads:
-                    for listener in channel.listeners:
-                        listener(payload)
-                continue
-            self._follow(channel, self._decode(payloads))
-        self._delivering = False
-        self._flush()
+        try:
+            for name, payloads in by_channel.items():
+                channel = self._channels.get(name)
+                if channel is None:
+                    continue
+                if channel.listeners:
+                    for payload in payloads:
+                        for listener in channel.listeners:
+                            listener(payload)
+                    continue
+                self._follow(channel, self._decode(payloads))
+        finally:
+            self._delivering = False
+            self._flush()
 
     def deliver_here(self, name: str, publication: Publication) -> None:
         """Only to the subscribers of this replica (the broker is away)."""

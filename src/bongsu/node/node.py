@@ -14,6 +14,7 @@ from bongsu.brokers import envelope
 from bongsu.brokers.base import (
     Appended,
     Broker,
+    BrokerBusy,
     BrokerError,
     BrokerState,
     BrokerUnavailable,
@@ -209,7 +210,9 @@ class Node:
         def finished(future: asyncio.Future[Appended]) -> None:
             error = None if future.cancelled() else future.exception()
             fine = error is None
-            if isinstance(error, BrokerUnavailable) and not rules.options.has_history:
+            # A broker that is only busy is not away: what others hear later must not be heard here first.
+            away = isinstance(error, BrokerUnavailable) and not isinstance(error, BrokerBusy)
+            if away and not rules.options.has_history:
                 self.hub.deliver_here(rules.name, publication)
                 self.metrics.published.labels("here_only").inc()
                 fine = True
@@ -320,10 +323,10 @@ class Node:
                 await self.broker.send(CONTROL, envelope.encode(Control(body)))
                 if isinstance(self.broker, Leases):
                     found = await self.broker.renew(self.replica, body, PATIENCE)
-                    leases = {name: msgspec.json.decode(data, type=Beat) for name, data in found.items()}
+                    leases = {name: self._lease(name, data) for name, data in found.items()}
                 else:
                     leases = {self.replica: beat}
-        except (BrokerError, TimeoutError, msgspec.DecodeError) as error:
+        except (BrokerError, TimeoutError) as error:
             log.debug("no beacon this time", error=str(error))
             self._beacon.not_renewed()
             return
@@ -333,6 +336,15 @@ class Node:
             # The connection is up and silent: half open, or left on a server that nobody publishes to.
             log.error("own beacon not heard, replacing the reading connection")
             self.broker.restart_reading()
+
+    def _lease(self, name: str, data: bytes) -> Beat:
+        """What a replica says in its lease. One of another version is alive all the same."""
+        try:
+            return msgspec.json.decode(data, type=Beat)
+        except msgspec.DecodeError as error:
+            self.metrics.unknown_envelopes.inc()
+            log.warning("a lease that this version does not know", of=name, error=str(error))
+            return Beat(name, 0, time.time(), "unknown")
 
     def _own_beat(self) -> Beat:
         return Beat(

@@ -367,7 +367,7 @@ class Subscriptions:
         wish, channel, result = subscription.wish, subscription.channel, subscription.result
         request, options = wish.request, wish.options
         since = StreamPosition(request.offset, request.epoch)
-        top, recovery = self._from_ring(channel, since, options)
+        top, recovery = self._from_ring(channel, since, options, kept=wish.rules.options.history_size)
         if top is None:
             top, recovery = await self._from_history(channel, since, options)
         subscription.position = top
@@ -386,7 +386,7 @@ class Subscriptions:
         return None
 
     def _from_ring(
-        self, channel: Channel, since: StreamPosition, options: SubscriptionOptions
+        self, channel: Channel, since: StreamPosition, options: SubscriptionOptions, *, kept: int
     ) -> tuple[StreamPosition | None, Recovery]:
         """From what the hub saw, without asking the broker; None where it cannot tell."""
         if not channel.followed or channel.held is not None:
@@ -402,7 +402,9 @@ class Subscriptions:
                 return None, NOT_RECOVERED
             return top, recover_cache(since, newest, top)
         missed = channel.since(since.offset)
-        if missed is None or len(missed) > self._services.options.recovery_max_publication_limit:
+        # The ring may reach further back than the history: what is promised is the history.
+        limit = min(kept, self._services.options.recovery_max_publication_limit)
+        if missed is None or len(missed) > limit:
             return None, NOT_RECOVERED
         return top, Recovery(True, missed)
 

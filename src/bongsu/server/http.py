@@ -68,8 +68,12 @@ class BongsuHttpProtocol(HttpToolsProtocol):
         self._head_size += len(url)
 
     def on_header(self, name: bytes, value: bytes) -> None:
-        super().on_header(name, value)
         self._head_size += len(name) + len(value)
+        if self._in_head:
+            super().on_header(name, value)
+        elif self._head_size > MAX_HEAD:
+            # Trailers of a chunked body: nobody here wants them, and uvicorn would keep them without a bound.
+            self.transport.abort()
 
     def on_headers_complete(self) -> None:
         self._in_head = False
@@ -81,10 +85,12 @@ class BongsuHttpProtocol(HttpToolsProtocol):
             super().on_headers_complete()
 
     def on_body(self, body: bytes) -> None:
+        self._unparsed = -1
         if not self._refused:
             super().on_body(body)
 
     def on_message_complete(self) -> None:
+        self._unparsed = -1
         if not self._refused:
             super().on_message_complete()
 
@@ -92,11 +98,13 @@ class BongsuHttpProtocol(HttpToolsProtocol):
         if self._refused:
             return
         super().data_received(data)
-        if self._in_head and not self._refused:
-            # The parser itself keeps what is not a whole header yet, without a bound.
-            self._unparsed += len(data)
-            if self._unparsed > 2 * MAX_HEAD:
+        # The parser itself keeps what is not a whole header (or trailer) yet, without a bound.
+        self._unparsed = 0 if self._unparsed < 0 else self._unparsed + len(data)
+        if self._unparsed > 2 * MAX_HEAD and not self._refused and not self.transport.is_closing():
+            if self._in_head:
                 self._refuse_head()
+            else:
+                self.transport.abort()
 
     def handle_websocket_upgrade(self) -> None:
         if not self._refused:

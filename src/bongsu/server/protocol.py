@@ -34,6 +34,12 @@ mid-message.
 CUT_OFF = 5.0
 """Seconds a peer has to take our last bytes and close."""
 
+SLICE = 4096
+"""Bytes parsed in one loop turn: a read full of tiny frames would hold up everybody else for seconds."""
+
+MAX_FRAGMENTS = 1024
+"""Frames of one message. Empty ones would cost memory that no limit of bytes sees."""
+
 NOT_SENT_LOW_WATER = 64 * 1024
 """Bytes the kernel may hold unsent. Without it a stalled client hides megabytes, minutes of messages,
 down there.
@@ -54,6 +60,9 @@ class BongsuWebSocketProtocol(WebSocketsSansIOProtocol):
         super().__init__(*args, **kwargs)
         self._receiver: Receiver | None = None
         self._failed_with: int | None = None
+        self._input = bytearray()
+        self._slicing = False
+        self._session_paused = False
         # Else it logs "connection open" for every client.
         self.conn.logger = _websockets_log
         self._cut_off: asyncio.TimerHandle | None = None
@@ -114,9 +123,8 @@ class BongsuWebSocketProtocol(WebSocketsSansIOProtocol):
                 self._tell_lost()
                 return
             self._tell_message(message.get("text"), message.get("bytes"))
-        if self.read_paused:
-            self.read_paused = False
-            self.transport.resume_reading()
+        self.read_paused = False
+        self._resume()
         if self.disconnected:
             self._tell_lost()
         elif not self.writable.is_set():
@@ -138,21 +146,62 @@ class BongsuWebSocketProtocol(WebSocketsSansIOProtocol):
             self.conn.send_close(code, reason)
             self.transport.write(b"".join(self.conn.data_to_send()))
             self._cut_off_after(within)
-            self.transport.resume_reading()  # for the peer's answer
+            self.resume_reading()  # for the peer's answer
         else:
             self._close_transport()
 
     def pause_reading(self) -> None:
         if not (self.close_sent or self.disconnected):
-            self.transport.pause_reading()
+            self._session_paused = True
+            self._pause()
 
     def resume_reading(self) -> None:
-        if not self.disconnected:
-            self.transport.resume_reading()
+        self._session_paused = False
+        if self._input:
+            self._schedule_slice()
+        else:
+            self._resume()
 
     # From the transport
 
     def data_received(self, data: bytes) -> None:
+        if self._input or len(data) > SLICE:
+            self._input += data
+            self._pause()
+            self._schedule_slice()
+        else:
+            self._parse(data)
+
+    def _schedule_slice(self) -> None:
+        if not self._slicing:
+            self._slicing = True
+            self.loop.call_soon(self._parse_slice)
+
+    def _parse_slice(self) -> None:
+        """The next part of a long read; the loop has had a turn since the last one."""
+        self._slicing = False
+        if self.disconnected:
+            self._input.clear()
+        elif self._input and not self._session_paused:
+            part = bytes(self._input[:SLICE])
+            del self._input[:SLICE]
+            self._parse(part)
+        if self._input and not self._session_paused:
+            self._schedule_slice()
+        else:
+            self._resume()
+
+    def _pause(self) -> None:
+        if not self.transport.is_closing():
+            self.transport.pause_reading()
+
+    def _resume(self) -> None:
+        """Read on, unless somebody is not done with what was read."""
+        busy = self._input or self._session_paused or self.read_paused
+        if not (busy or self.disconnected or self.transport.is_closing()):
+            self.transport.resume_reading()
+
+    def _parse(self, data: bytes) -> None:
         if self.conn.parser_exc is not None or self.conn.handshake_exc is not None:
             return  # lingering: read, and thrown away
         self.conn.receive_data(data)
@@ -203,6 +252,13 @@ class BongsuWebSocketProtocol(WebSocketsSansIOProtocol):
             return
         self._tell_message(text, None)
 
+    def handle_cont(self, event: Frame) -> None:
+        if len(self.frames) >= MAX_FRAGMENTS:
+            self.conn.fail(CloseCode.POLICY_VIOLATION, "too many fragments")
+            self.handle_parser_exception()
+            return
+        super().handle_cont(event)
+
     def handle_ping(self) -> None:
         answer = b"".join(self.conn.data_to_send())
         # Pongs to somebody who reads nothing would pile up; only the latest ping needs one (RFC 6455 §5.5.3).
@@ -232,9 +288,8 @@ class BongsuWebSocketProtocol(WebSocketsSansIOProtocol):
         output = b"".join(self.conn.data_to_send())
         if not already:
             self.transport.write(output)
-        if self.read_paused:
-            self.read_paused = False
-            self.transport.resume_reading()
+        self.read_paused = False
+        self.resume_reading()
         self._cut_off_after(LINGER if self.unsent() == 0 else CUT_OFF)
         self._tell_lost()
 

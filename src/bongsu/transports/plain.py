@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections import deque
 from typing import Any, NamedTuple
 
 import msgspec
@@ -185,6 +186,7 @@ class PlainSession:
         "_peer",
         "_publishing",
         "_rules",
+        "_waiting",
         "client",
         "joined",
     )
@@ -211,6 +213,7 @@ class PlainSession:
         self._limit = limit
         self._may_publish = may_publish
         self._publishing = 0
+        self._waiting: deque[str] = deque()
         self.joined = None
 
     def enter(self) -> None:
@@ -240,12 +243,18 @@ class PlainSession:
             # Our own server has refused it already, unread; this is for the others.
             self.client.close(MESSAGE_TOO_BIG)
             return
+        if self._publishing >= MAX_PUBLISHING:
+            # What one slice of a read held besides; no more is read until it is on its way.
+            self._waiting.append(text)
+            self.client.pause_reading()
+        else:
+            self._publish(text)
+
+    def _publish(self, text: str) -> None:
         publication = Publication(
             msgspec.json.encode(text), plain=True, patchable=self._rules.options.delta_publish
         )
         self._publishing += 1
-        if self._publishing == MAX_PUBLISHING:
-            self.client.pause_reading()
         self._node.publish_or_deliver_here(self._rules, publication).add_done_callback(self._published)
 
     def binary(self, data: bytes) -> None:
@@ -282,7 +291,11 @@ class PlainSession:
             # client than the close: what it said is not published, or may not be.
             self.client.close(INTERNAL_SERVER_ERROR)
         self._publishing -= 1
-        if self._publishing == MAX_PUBLISHING - 1:
+        if self.client.closed_with is not None:
+            self._waiting.clear()
+        elif self._waiting:
+            self._publish(self._waiting.popleft())
+        elif self._publishing == MAX_PUBLISHING - 1:
             self.client.resume_reading()
 
     def _facts(self) -> dict[str, Any]:

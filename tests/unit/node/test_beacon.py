@@ -15,7 +15,8 @@ def leases(*beats: Beat) -> dict[str, Beat]:
 
 def test_a_replica_that_hears_its_own_beacon_is_ready() -> None:
     beacon = Beacon("a", now=0)
-    assert beacon.judge(now=0) is Health.BROKER_DOWN
+    assert beacon.judge(now=0) is Health.STARTING
+    assert beacon.judge(now=PATIENCE + 1) is Health.BROKER_DOWN
     beacon.renewed(leases(beat("a")), now=0)
     assert beacon.judge(now=1) is Health.STARTING
     beacon.heard(beat("a"), now=1)

@@ -93,6 +93,7 @@ class Pipeline:
     def __init__(self, open_link: Open, *, scripts: Sequence[bytes] = ()) -> None:
         self._scripts = scripts
         self._link: Link | None = None
+        self._suspected = False
         self._out: list[_Call] = []
         self._in_flight: deque[_Call] = deque()
         self._forgotten: dict[bytes, list[_Call]] = {}
@@ -179,6 +180,7 @@ class Pipeline:
     # Answers
 
     def _replies(self, replies: list[Any]) -> None:
+        self._suspected = False
         in_flight = self._in_flight
         for reply in replies:
             if not in_flight:
@@ -235,8 +237,11 @@ class Pipeline:
             return
         loop = asyncio.get_running_loop()
         if loop.time() - self._in_flight[0].since > IO_TIMEOUT:
-            self._abort()
-            return
+            if self._suspected:
+                self._abort()
+                return
+            # It may be this loop that was busy, and the answer is waiting to be read: one more chance.
+            self._suspected = True
         self._watchdog = loop.call_later(IO_TIMEOUT / 4, self._watch)
 
     # The connection
@@ -247,6 +252,7 @@ class Pipeline:
 
     def _up(self, link: Link) -> None:
         self._link = link
+        self._suspected = False
         self._retiring = False
         self._load_scripts()
 
