@@ -8,6 +8,8 @@ committed, and would fail with "database is locked" no matter how long it waits.
 from __future__ import annotations
 
 import asyncio
+import sqlite3
+import time
 from collections.abc import AsyncIterator, Iterator
 from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from pathlib import Path
@@ -18,6 +20,7 @@ from sqlalchemy.engine import URL, make_url
 from sqlalchemy.exc import ArgumentError, DBAPIError, InterfaceError, OperationalError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 from sqlalchemy.ext.asyncio import AsyncSession, create_async_engine
+from sqlalchemy.util import await_only
 
 __all__ = ["Database", "DatabaseUnavailable"]
 
@@ -162,10 +165,26 @@ def _prepare_sqlite(connection: Any, _record: object) -> None:
     # Python's sqlite3 would begin transactions by itself, late and never IMMEDIATE: we say BEGIN.
     connection.isolation_level = None
     cursor = connection.cursor()
+    _enter_wal(cursor)
     # FULL: in WAL mode NORMAL loses acknowledged transactions at a power failure.
-    for pragma in ("journal_mode=WAL", "synchronous=FULL", "foreign_keys=ON"):
+    for pragma in ("synchronous=FULL", "foreign_keys=ON"):
         cursor.execute(f"PRAGMA {pragma}")
     cursor.close()
+
+
+def _enter_wal(cursor: Any) -> None:
+    """Of replicas that start together on a new file one changes its mode; the busy timeout does not make the
+    others wait for that, so they try again.
+    """
+    until = time.monotonic() + _BUSY_TIMEOUT
+    while True:
+        try:
+            cursor.execute("PRAGMA journal_mode=WAL")
+            return
+        except sqlite3.OperationalError as error:
+            if "locked" not in str(error) or time.monotonic() > until:
+                raise
+        await_only(asyncio.sleep(0.02))
 
 
 def _begin_sqlite(connection: Connection) -> None:

@@ -270,12 +270,14 @@ class Roster:
             return
         log.error("too many members left while the broker was away; all are left to be swept")
         for member in [member for member in self._members.values() if member.wish is None]:
-            self._queue.pop(member, None)
             self._forget(member)
         if self.presence is not None:
             self.presence.renounce()
 
     def _forget(self, member: _Member) -> None:
+        # It may have come and gone while its leave was under way, and be queued again: left there it would
+        # be forgotten a second time, or in place of the next one with its name.
+        self._queue.pop(member, None)
         del self._members[member.channel, member.client]
         self._leaving -= 1
 
