@@ -178,6 +178,8 @@ class Roster:
 
     async def _reconcile_forever(self) -> None:
         while True:
+            if not self._queue:  # here alone, for members are taken from it elsewhere too
+                self._queued.clear()
             try:
                 async with asyncio.timeout(PERIOD):
                     await self._queued.wait()
@@ -197,8 +199,6 @@ class Roster:
         batch = list(islice(self._queue, WINDOW))
         for item in batch:
             del self._queue[item]
-        if not self._queue:
-            self._queued.clear()
         members = [item for item in batch if isinstance(item, _Member)]
         try:
             await self._carry_out([order for member in members for order in self._orders(member)])
