@@ -11,10 +11,12 @@ PYTEST := $(BIN)/python -m pytest $(ARGS)
 DEBUG  := PYTHONASYNCIODEBUG=1
 # In `make test` these run so, and whatever else there is in tests/ runs after them without.
 IN_DEBUG_MODE := $(wildcard tests/unit tests/contracts tests/transcripts)
+# What npm writes last: the JavaScript SDK is there.
+NODE_MODULES := tests/sdk/node_modules/.package-lock.json
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help setup programs run run-cluster fmt lint types imports unit contract fuzz integration e2e test check lock clean
+.PHONY: help setup programs run run-cluster fmt lint types imports unit contract fuzz integration e2e sdk test check lock clean
 
 help: ## list what there is
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  make %-13s %s\n", $$1, $$2 }' Makefile
@@ -25,7 +27,7 @@ run: .venv/runtime ## the server on http://127.0.0.1:8000 (PORT=): no Redis, no 
 run-cluster: .venv/runtime ## nginx, REPLICAS=3, Redis and PostgreSQL on http://127.0.0.1:8080 (CLUSTER_PORT=)
 	@exec $(BIN)/python -m deploy.cluster --replicas $(REPLICAS) --port $(CLUSTER_PORT)
 
-test: setup programs ## every test, after installing the programs it needs where they are missing
+test: setup programs $(NODE_MODULES) ## every test, after installing the programs it needs where they are missing
 	$(DEBUG) $(PYTEST) $(IN_DEBUG_MODE)
 	$(PYTEST) tests $(IN_DEBUG_MODE:%=--ignore=%)
 
@@ -51,6 +53,9 @@ integration: setup programs ## servers with real Redis, PostgreSQL and Chromium
 e2e: setup programs ## a cluster behind nginx, with kill -9
 	$(PYTEST) tests/e2e
 
+sdk: setup programs $(NODE_MODULES) ## the official SDKs, in node, Chromium and Python
+	$(PYTEST) tests/sdk
+
 fmt: setup ## format the code and mend what can be mended
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
@@ -69,10 +74,14 @@ lock: ## write requirements*.txt anew from pyproject.toml (needs uv)
 	@sh deploy/lock.sh
 
 clean: ## remove the environment and the caches; data in var/ stays
-	rm -rf .venv .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis
+	rm -rf .venv tests/sdk/node_modules .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis
 
 .venv/runtime: requirements.txt pyproject.toml
 	@sh deploy/make_environment.sh runtime
 
 .venv/dev: requirements-dev.txt requirements.txt pyproject.toml
 	@sh deploy/make_environment.sh dev
+
+$(NODE_MODULES): tests/sdk/package-lock.json tests/sdk/package.json
+	npm ci --prefix tests/sdk --silent --no-audit --no-fund --ignore-scripts
+	@touch $@

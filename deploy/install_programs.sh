@@ -1,5 +1,5 @@
 #!/bin/sh
-# Installs the programs that the tests run for real, where they are missing: Redis, PostgreSQL, nginx, Chromium.
+# Installs the programs that the tests run for real, where they are missing: Redis, PostgreSQL, nginx, Chromium, node.
 set -eu
 
 PATH=$PATH:/usr/sbin
@@ -7,6 +7,8 @@ missing=
 command -v redis-server >/dev/null || missing="$missing redis-server"
 command -v nginx >/dev/null || missing="$missing nginx"
 command -v chromium >/dev/null || missing="$missing chromium"
+command -v node >/dev/null || missing="$missing nodejs"
+command -v npm >/dev/null || missing="$missing npm"
 ls /usr/lib/postgresql/*/bin/postgres >/dev/null 2>&1 || command -v initdb >/dev/null || missing="$missing postgresql"
 [ -n "$missing" ] || exit 0
 

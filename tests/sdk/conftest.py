@@ -1,0 +1,98 @@
+"""Two replicas behind nginx, set up by environment alone, for SDKs that know nothing of Bongsu."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import AsyncIterator, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import httpx
+import jwt
+import pytest
+from deploy.cluster import REPOSITORY, Cluster
+from tests.sdk.line import Line
+from tests.servers import outer_environment
+
+API_KEY = "key-of-the-sdk-tests"
+SECRET = "secret-of-the-sdk-tests-32-bytes-or-more"
+
+_FULL = {
+    "presence": "true",
+    "join_leave": "true",
+    "force_push_join_leave": "true",
+    "history_size": "100",
+    "history_ttl": "300s",
+    "force_recovery": "true",
+    "allowed_delta_types": "fossil",
+    "delta_publish": "true",
+    "allow_publish_for_subscriber": "true",
+    "allow_presence_for_subscriber": "true",
+    "allow_history_for_subscriber": "true",
+}
+_NAMESPACES = {
+    "open": {**_FULL, "allow_subscribe_for_client": "true"},
+    "smallhistory": {
+        "history_size": "2",
+        "history_ttl": "300s",
+        "force_recovery": "true",
+        "allow_subscribe_for_client": "true",
+        "allow_history_for_subscriber": "true",
+    },
+}
+SETTINGS = {
+    "BONGSU_API_KEY": API_KEY,
+    "BONGSU_TOKEN__HMAC_SECRET": SECRET,
+    "BONGSU_CLIENT__SUBSCRIBE_TO_USER_PERSONAL_CHANNEL__ENABLED": "true",
+    # So short that a test can wait for it.
+    "BONGSU_CLIENT__EXPIRED_CLOSE_DELAY": "1s",
+    "BONGSU_CLIENT__EXPIRED_SUB_CLOSE_DELAY": "1s",
+    # Channels without a namespace open with a subscription token only.
+    **{f"BONGSU_CHANNELS__WITHOUT_NAMESPACE__{name.upper()}": value for name, value in _FULL.items()},
+    **{
+        f"BONGSU_CHANNELS__NAMESPACES__{namespace}__{name.upper()}": value
+        for namespace, options in _NAMESPACES.items()
+        for name, value in options.items()
+    },
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Deployment:
+    """What somebody is told who is to use it: where it is, and the secrets of a backend."""
+
+    url: str
+    api_key: str = API_KEY
+    secret: str = SECRET
+
+    async def api(self, method: str, body: dict[str, Any]) -> dict[str, Any]:
+        """Call the server API as a backend does; its answer, which may be an error of the protocol's form."""
+        async with httpx.AsyncClient(timeout=30) as http:
+            answer = await http.post(
+                f"{self.url}/api/{method}", json=body, headers={"X-API-Key": self.api_key}
+            )
+        return dict(answer.raise_for_status().json())
+
+    def sign(self, claims: dict[str, Any]) -> str:
+        return jwt.encode(claims, self.secret, algorithm="HS256")
+
+
+@pytest.fixture(scope="session")
+def deployment(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Deployment]:
+    root = tmp_path_factory.mktemp("sdk")
+    (root / "nginx.conf").symlink_to(REPOSITORY / "nginx.conf")
+    cluster = Cluster(root, replicas=2, env={**outer_environment(), **SETTINGS})
+    try:
+        with cluster:
+            yield Deployment(cluster.url)
+    finally:
+        # Elsewhere than in `root` when we are root: see deploy/postgres_server.py.
+        shutil.rmtree(cluster.postgres.home, ignore_errors=True)
+        shutil.rmtree(root)
+
+
+@pytest.fixture
+async def line(deployment: Deployment) -> AsyncIterator[Line]:
+    """The network to the deployment; cut it to see what a client makes of that."""
+    async with Line.to(deployment.url) as line:
+        yield line
