@@ -646,5 +646,9 @@ async def test_while_redis_is_away_clients_here_hear_each_other_and_backends_are
         await c.send("after")
         for client in (a, b, c):
             assert await receive(client) == "📢 새로운 알림: after"
-        cluster = status(one)["cluster"]
-        assert (cluster["clients"], len(cluster["replicas"])) == (3, 2)
+
+        def all_are_counted() -> bool:
+            cluster = status(one)["cluster"]
+            return (cluster["clients"], len(cluster["replicas"])) == (3, 2)
+
+        await until(all_are_counted, "the other replica's count to be told again")
