@@ -139,7 +139,19 @@ Message = Subscribe | Unsubscribe | Disconnect | Refresh | Question | Answer
 # ---- who does it ---------------------------------------------------------------------------------------
 
 
-class ControlTarget(Protocol):
+class ChannelList(Protocol):
+    """The channels of one replica."""
+
+    def channel_names(self) -> list[str]:
+        """The channels with subscribers here, in any order: a copy, since it is gone through in slices."""
+        ...
+
+    def num_clients(self, channel: str) -> int:
+        """Subscribers of `channel` here; 0 when they have left meanwhile."""
+        ...
+
+
+class ControlTarget(ChannelList, Protocol):
     """What a replica does with its own connections. Nothing here blocks or raises.
 
     Calls that reach one connection take effect in the order of the calls: what has to be awaited takes its
@@ -155,14 +167,6 @@ class ControlTarget(Protocol):
     def disconnect(self, call: Disconnect) -> None: ...
 
     def refresh(self, call: Refresh) -> None: ...
-
-    def channel_names(self) -> list[str]:
-        """The channels with subscribers here, in any order: a copy, since it is gone through in slices."""
-        ...
-
-    def num_clients(self, channel: str) -> int:
-        """Subscribers of `channel` here; 0 when they have left meanwhile."""
-        ...
 
     def info(self) -> NodeInfo: ...
 

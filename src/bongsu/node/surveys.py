@@ -16,7 +16,7 @@ from typing import Final, NamedTuple
 import structlog
 
 from bongsu.brokers.base import BrokerBusy
-from bongsu.node.control import Answer, AskChannels, Channels, ControlTarget, Question
+from bongsu.node.control import Answer, AskChannels, ChannelList, Channels, Question
 from bongsu.protocol.api import NodeInfo
 
 PATIENCE: Final = 10.0
@@ -126,10 +126,10 @@ class Questions:
         waiting.changed.set()
 
 
-async def list_channels(target: ControlTarget, question: AskChannels) -> Channels:
+async def list_channels(held: ChannelList, question: AskChannels) -> Channels:
     """This replica's answer, `MAX_NAMES` names a loop turn."""
     matches = re.compile(fnmatch.translate(question.pattern or "*")).match
-    names = target.channel_names()
+    names = held.channel_names()
     limit = min(question.limit, MAX_NAMES)
     first: list[str] = []
     for start in range(0, len(names), MAX_NAMES):
@@ -140,23 +140,19 @@ async def list_channels(target: ControlTarget, question: AskChannels) -> Channel
         await asyncio.sleep(0)
     more = len(first) > limit
     return Channels(
-        id=question.id, channels={name: target.num_clients(name) for name in first[:limit]}, more=more
+        id=question.id, channels={name: held.num_clients(name) for name in first[:limit]}, more=more
     )
 
 
 def merge(answers: Sequence[Channels], *, limit: int, missing: list[str]) -> ChannelsPage:
-    """One page out of all replicas' answers."""
-    # After the last name of a cut-off answer that replica may have more, which belong before the others'.
-    ends = [max(answer.channels) for answer in answers if answer.more and answer.channels]
-    end = min(ends, default=None)
+    """One page out of all replicas' answers to a question with `limit`."""
     counts: dict[str, int] = {}
     for answer in answers:
         for name, count in answer.channels.items():
-            if end is None or name <= end:
-                counts[name] = counts.get(name, 0) + count
-    names = sorted(counts)
-    more = end is not None or len(names) > limit
-    names = names[:limit]
+            counts[name] = counts.get(name, 0) + count
+    # A replica that has more has given `limit` names, so nothing of its rest belongs among the first `limit`.
+    names = sorted(counts)[:limit]
+    more = len(counts) > limit or any(answer.more for answer in answers)
     return ChannelsPage(
         {name: counts[name] for name in names if counts[name]}, names[-1] if more else "", missing
     )
