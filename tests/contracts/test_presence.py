@@ -331,6 +331,7 @@ async def test_what_was_still_under_way_when_it_was_swept_is_swept_too(over_redi
     await over_redis.a.enter("news", info("late"), announced=True)
     assert await over_redis.clients("news") == []
     await over_redis.a.renew("a", b"{}", TTL)
+    await over_redis.free_the_lock()  # in time: until then its replica may write it again
     assert await swept(over_redis.b) == [Departed("news", info("late"), True)]
 
 
@@ -343,6 +344,21 @@ async def test_a_redis_that_was_emptied_has_lost_entries_but_evicted_nobody(over
     await over_redis.a.enter("news", info("one"), announced=True)
     assert await swept(over_redis.b) == []
     assert await over_redis.clients("news") == ["one"]
+
+
+async def test_what_was_written_before_the_emptiness_was_noticed_is_nobodys_leave(
+    over_redis: RedisWorld,
+) -> None:
+    """Found when Redis was restarted empty: a replica wrote its members again before its next renewal found
+    that the incarnation was forgotten. That one was swept at once, and leaves were told of who is there.
+    """
+    await over_redis.redis.flushall()
+    here = info("here")
+    await over_redis.a.enter("news", here, announced=True)
+    await over_redis.renew()
+    assert await swept(over_redis.b) == []
+    await over_redis.a.enter("news", here, announced=True)
+    assert await over_redis.clients("news") == ["here"]
 
 
 async def test_a_sweep_whose_lock_is_taken_over_midway_reports_each_entry_once(

@@ -4,7 +4,8 @@
 -- KEYS[2]  HASH  start:replica -> what it says of itself (opaque JSON), of live ones only
 -- KEYS[3]  ZSET  start -> not to be swept before, milliseconds of Redis TIME: the dead (sweep_claim.lua)
 -- ARGV[1]  start   ARGV[2]  replica   ARGV[3]  its data   ARGV[4]  time to live, milliseconds
--- ARGV[5]  '1' when the caller has held this lease before   ARGV[6..]  starts that the caller has given up
+-- ARGV[5]  '1' when the caller has held this lease before
+-- ARGV[6..]  pairs: a start that the caller has given up, milliseconds until it may be swept
 -- Returns  {'held', start:replica, data, start:replica, data, ...} of every live lease, ascending by expiry;
 --          {'evicted'}: nothing was renewed, others took this incarnation for dead;
 --          {'forgotten'}: nothing was renewed, Redis does not know it (emptied, or older data)
@@ -13,8 +14,8 @@ local now = time[1] * 1000 + math.floor(time[2] / 1000)
 local ttl = tonumber(ARGV[4])
 local member = ARGV[1] .. ':' .. ARGV[2]
 
-for i = 6, #ARGV do
-  redis.call('ZADD', KEYS[3], 0, ARGV[i])
+for i = 6, #ARGV, 2 do
+  redis.call('ZADD', KEYS[3], now + ARGV[i + 1], ARGV[i])
 end
 
 -- An expired lease has a second time to live in which to come back before it counts as dead: else a hiccup of

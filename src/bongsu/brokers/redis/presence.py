@@ -24,7 +24,10 @@ SWEEP_LOCK: Final = 10.0
 """Seconds after which a sweep that shows no sign of life is taken over."""
 
 SWEPT_MEMORY: Final = 3600.0
-"""Seconds for which a swept incarnation is remembered, should its replica only have been asleep."""
+"""Seconds for which a swept incarnation is remembered, should its replica only have been asleep.
+
+Also until one that Redis had forgotten is swept, of which only crumbs are left.
+"""
 
 _CHANNELS_AT_ONCE: Final = 64
 """Channels that a sweep works on together, each in another partition."""
@@ -51,7 +54,7 @@ class RedisPresence:
         self._names = names
         self._start = token_hex(8)
         self._held: set[str] = set()
-        self._given_up: list[str] = []
+        self._given_up: list[tuple[str, float]] = []
         self._wrote = False
         self._incarnations = 0
         self._evictions = 0
@@ -63,7 +66,11 @@ class RedisPresence:
         if answer[0] != b"held":
             if answer[0] == b"evicted":
                 self._evictions += 1
-            self._begin_incarnation()
+                self._begin_incarnation(sweep_after=0)
+            else:
+                # Its members may have been written in the old one's name since Redis forgot it, and nobody
+                # was told that they left: a sweep now could come before they are written again.
+                self._begin_incarnation(sweep_after=SWEPT_MEMORY)
             answer = await self._renew(replica, data, ttl)
         members = iter(answer[1:])
         # Ascending by expiry: of two incarnations of one replica the living one comes last.
@@ -81,16 +88,16 @@ class RedisPresence:
             data,
             round(ttl * 1000),
             int(replica in self._held),
-            *given_up,
+            *[value for start, after in given_up for value in (start, round(after * 1000))],
         )
         del self._given_up[: len(given_up)]
         if answer[0] == b"held":
             self._held.add(replica)
         return answer
 
-    def _begin_incarnation(self) -> None:
+    def _begin_incarnation(self, *, sweep_after: float) -> None:
         # Commands that were under way in the old one's name may have come after its sweep: bury it again.
-        self._given_up.append(self._start)
+        self._given_up.append((self._start, sweep_after))
         self._start = token_hex(8)
         self._held.clear()
         self._incarnations += 1
@@ -152,7 +159,7 @@ class RedisPresence:
         return PresenceStatsResult(len(members), len({info.user for info in members.values()}))
 
     def renounce(self) -> None:
-        self._begin_incarnation()
+        self._begin_incarnation(sweep_after=0)
         self._evictions += 1
 
     # Sweeping

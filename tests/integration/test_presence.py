@@ -1,0 +1,152 @@
+"""Members of a replica that dies, restarts of Redis: what those who stay are told, on the shipped command."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+from collections.abc import AsyncIterator, Callable
+from contextlib import AsyncExitStack, asynccontextmanager
+from typing import Any
+
+import httpx
+import pytest
+from tests.integration.test_client_protocol import Client, publish
+from tests.servers import API_KEY, RedisServer, RunningServer
+from websockets.asyncio.client import connect
+
+DEADLINE = 60.0
+
+Start = Callable[..., RunningServer]
+
+# Without history: a stream that begins anew would end the subscriptions, and with them the presence.
+ENV = {
+    f"BONGSU_CHANNELS__WITHOUT_NAMESPACE__{name}": "true"
+    for name in (
+        "PRESENCE",
+        "JOIN_LEAVE",
+        "FORCE_PUSH_JOIN_LEAVE",
+        "ALLOW_SUBSCRIBE_FOR_CLIENT",
+        "ALLOW_SUBSCRIBE_FOR_ANONYMOUS",
+    )
+}
+
+
+@pytest.fixture
+def three(bongsu_server: Start, redis_server: RedisServer) -> list[RunningServer]:
+    return [bongsu_server(**ENV, BONGSU_BROKER_URL=redis_server.url) for _ in range(3)]
+
+
+async def api(server: RunningServer, method: str, channel: str) -> dict[str, Any]:
+    async with httpx.AsyncClient() as http:
+        answer = await http.post(
+            f"{server.url}/api/{method}", json={"channel": channel}, headers={"X-API-Key": API_KEY}
+        )
+    answer.raise_for_status()
+    body: dict[str, Any] = answer.json()
+    return body
+
+
+async def members(server: RunningServer, channel: str = "room") -> set[str]:
+    answer = await api(server, "presence", channel)
+    # While Redis is away the answer is an error, and nobody is known.
+    return set(answer.get("result", {}).get("presence", {}))
+
+
+@asynccontextmanager
+async def subscribed(server: RunningServer, count: int) -> AsyncIterator[list[Client]]:
+    async with AsyncExitStack() as stack:
+        clients = []
+        for _ in range(count):
+            # A bounded queue that nobody empties would hold up the closing handshake too.
+            url = f"{server.ws_url}/connection/websocket"
+            each = Client(await stack.enter_async_context(connect(url, max_queue=None)))
+            each.id = (await each.call("connect", name="test"))["client"]
+            await each.call("subscribe", channel="room")
+            clients.append(each)
+        yield clients
+
+
+async def until_members(server: RunningServer, expected: set[str]) -> None:
+    async with asyncio.timeout(DEADLINE):
+        while await members(server) != expected:  # noqa: ASYNC110  # asked over HTTP, it has no event
+            await asyncio.sleep(0.05)
+
+
+def _is(kind: str) -> Callable[[dict[str, Any]], bool]:
+    return lambda push: push["channel"] == "room" and kind in push
+
+
+async def told(watcher: Client, kind: str, count: int, server: RunningServer) -> list[str]:
+    """The clients of `count` joins or leaves, and of those more that come before a publication sent then."""
+    async with asyncio.timeout(DEADLINE):
+        pushes = [await watcher.until(_is(kind)) for _ in range(count)]
+        await asyncio.to_thread(publish, server, "room", "mark")
+        await watcher.until(_is("pub"))
+    pushes += [push for push in watcher.pushes if kind in push]
+    watcher.pushes.clear()
+    return sorted(push[kind]["info"]["client"] for push in pushes)
+
+
+async def test_the_members_of_a_killed_replica_are_gone_and_each_leave_is_told_once(
+    three: list[RunningServer],
+) -> None:
+    """Two survivors see the death at about the same time, and both want to sweep."""
+    doomed, one, two = three
+    async with subscribed(one, 1) as (a,), subscribed(two, 1) as (b,), subscribed(doomed, 40) as clients:
+        dead, alive = {each.id for each in clients}, {a.id, b.id}
+        await until_members(two, dead | alive)
+        doomed.kill()
+        for watcher, server in ((a, two), (b, one)):
+            assert await told(watcher, "leave", len(dead), server) == sorted(dead)
+        for server in (one, two):
+            assert await members(server) == alive
+            stats = await api(server, "presence_stats", "room")
+            assert stats["result"] == {"num_clients": 2, "num_users": 1}
+
+
+async def test_a_replica_that_was_only_asleep_is_told_of_and_its_members_join_again(
+    three: list[RunningServer],
+) -> None:
+    """It slept for so long that it was taken for dead; its clients never lost their connections."""
+    sleeper, one, _ = three
+    async with subscribed(one, 1) as (watcher,), subscribed(sleeper, 5) as clients:
+        asleep = {each.id for each in clients}
+        await until_members(one, asleep | {watcher.id})
+        os.kill(sleeper.pid, signal.SIGSTOP)
+        try:
+            assert await told(watcher, "leave", len(asleep), one) == sorted(asleep)
+            assert await members(one) == {watcher.id}
+        finally:
+            os.kill(sleeper.pid, signal.SIGCONT)
+        assert await told(watcher, "join", len(asleep), one) == sorted(asleep)
+        await until_members(one, asleep | {watcher.id})
+
+
+async def test_a_replica_that_ends_well_takes_its_members_back(three: list[RunningServer]) -> None:
+    leaving, one, two = three
+    async with subscribed(one, 1) as (watcher,), subscribed(leaving, 10) as clients:
+        gone = {each.id for each in clients}
+        await until_members(two, gone | {watcher.id})
+        await asyncio.to_thread(leaving.stop)
+        assert await told(watcher, "leave", len(gone), one) == sorted(gone)
+        assert await members(two) == {watcher.id}
+
+
+async def test_after_an_empty_restart_of_redis_everybody_is_present_again_and_nobody_joined_or_left(
+    three: list[RunningServer], redis_server: RedisServer
+) -> None:
+    one, two, _ = three
+    async with subscribed(one, 3) as here, subscribed(two, 3) as there:
+        everybody = {each.id for each in (*here, *there)}
+        await until_members(one, everybody)
+        watcher = here[0]
+        await told(watcher, "join", 5, one)
+        redis_server.kill()
+        leaver = there.pop()
+        assert await leaver.call("unsubscribe", channel="room") == {}
+        redis_server.start()
+        for server in (one, two):
+            await until_members(server, everybody - {leaver.id})
+        assert await told(watcher, "leave", 1, one) == [leaver.id]
+        assert await told(watcher, "join", 0, one) == []
