@@ -2,7 +2,7 @@
 // BONGSU_URL, BONGSU_API_KEY and BONGSU_TOKEN_SECRET say which deployment.
 import { createHmac } from 'node:crypto';
 import { createRequire } from 'node:module';
-import { after, test } from 'node:test';
+import { after, describe, test } from 'node:test';
 
 import EventSource from 'eventsource';
 import WebSocket from 'ws';
@@ -10,6 +10,7 @@ import WebSocket from 'ws';
 import { Line } from './line.mjs';
 import { connections } from './scenarios/connections.mjs';
 import { crowds } from './scenarios/crowds.mjs';
+import { lifetimes } from './scenarios/lifetimes.mjs';
 import { streams } from './scenarios/streams.mjs';
 import { subscriptions } from './scenarios/subscriptions.mjs';
 import { Site } from './site.mjs';
@@ -47,19 +48,24 @@ async function sign(claims) {
 const line = await Line.to(BONGSU_URL);
 after(() => line.close());
 
-for (const [name, play] of Object.entries({ ...connections, ...subscriptions, ...streams, ...crowds })) {
-  test(name, async () => {
-    const site = new Site({
-      Centrifuge, transport, encoding, base: line.url, api, sign,
-      cut: () => line.cut(),
-      mend: () => line.mend(),
-      options: { websocket: TurnTaking, eventsource: EventSource, fetch, readableStream: ReadableStream },
+function perform(scenarios) {
+  for (const [name, play] of Object.entries(scenarios)) {
+    test(name, async () => {
+      const site = new Site({
+        Centrifuge, transport, encoding, base: line.url, api, sign,
+        cut: () => line.cut(),
+        mend: () => line.mend(),
+        options: { websocket: TurnTaking, eventsource: EventSource, fetch, readableStream: ReadableStream },
+      });
+      try {
+        await play(site);
+      } finally {
+        site.close();
+        line.mend();
+      }
     });
-    try {
-      await play(site);
-    } finally {
-      site.close();
-      line.mend();
-    }
-  });
+  }
 }
+
+describe('at once', { concurrency: true }, () => perform(lifetimes));
+describe('one by one', () => perform({ ...connections, ...subscriptions, ...streams, ...crowds }));

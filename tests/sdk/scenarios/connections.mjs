@@ -1,5 +1,5 @@
 // Connecting, and how a connection ends.
-import { Asked, Heard, now, refusal, same } from '../site.mjs';
+import { Heard, now, refusal, same } from '../site.mjs';
 
 export const connections = {
   'a client with a token connects as its user': async (site) => {
@@ -42,35 +42,6 @@ export const connections = {
     await client.ready(30_000);
     same(errors.all.map((context) => context.error.code), [109], 'errors');
     same(tokens.length, 0, 'tokens left');
-  },
-
-  'a connection outlives its token as long as the client renews it': async (site) => {
-    const asked = new Asked();
-    const client = site.client({ getToken: () => asked.again(() => site.sign({ sub: 'ada', exp: now() + 2 })) });
-    const connecting = new Heard(client, 'connecting');
-    client.connect();
-    await client.ready(30_000);
-    await asked.times(3);  // the SDK asks again only when the server has accepted the one before
-    same(connecting.all.length, 1, 'attempts to connect');
-    same(client.state, 'connected', 'state');
-  },
-
-  'a connection whose token nobody renews is closed with 3005 and returns with a new one': async (site) => {
-    const asked = new Asked();
-    const client = site.client({
-      getToken: () => asked.again(async (time) => {
-        if (time === 2) throw new Error('the backend is away');
-        return site.sign(time === 1 ? { sub: 'ada', exp: now() + 2 } : { sub: 'ada' });
-      }),
-    });
-    const connecting = new Heard(client, 'connecting');
-    client.connect();
-    await connecting.next();
-    const { code } = await connecting.next();
-    // The end of an event stream overtakes its last event inside the SDK (before 5.8), which then knows no code.
-    if (site.transport !== 'sse') same(code, 3005, 'code');
-    await client.ready(30_000);
-    same(asked.count, 3, 'tokens asked for');
   },
 
   'a user has a personal channel that the client does not ask for': async (site) => {

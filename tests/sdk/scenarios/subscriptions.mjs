@@ -1,5 +1,5 @@
 // Subscribing, publishing, presence: everything that needs no history.
-import { Asked, Heard, eventually, now, refusal, same } from '../site.mjs';
+import { Heard, eventually, now, refusal, same } from '../site.mjs';
 
 export const subscriptions = {
   'a subscription token opens a channel that is closed otherwise': async (site) => {
@@ -45,20 +45,6 @@ export const subscriptions = {
     const client = await site.connected('ada');
     await site.subscribed(client, channel, { getToken: async () => tokens.shift(), minResubscribeDelay: 20 });
     same(tokens.length, 0, 'tokens left');
-  },
-
-  'a subscription outlives its token as long as the client renews it': async (site) => {
-    const asked = new Asked();
-    const channel = site.channel('');
-    const client = await site.connected('ada');
-    const subscription = client.newSubscription(channel, {
-      getToken: () => asked.again(() => site.sign({ sub: 'ada', channel, exp: now() + 2 })),
-    });
-    const subscribing = new Heard(subscription, 'subscribing');
-    subscription.subscribe();
-    await asked.times(3);  // the SDK asks again only when the server has accepted the one before
-    same(subscribing.all.length, 1, 'attempts to subscribe');
-    same(subscription.state, 'subscribed', 'state');
   },
 
   'a publication reaches every subscriber once, with its publisher': async (site) => {
