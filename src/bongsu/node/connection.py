@@ -53,10 +53,13 @@ from bongsu.protocol.messages import (
     Reply,
     UnsubscribeResult,
 )
-from bongsu.protocol.session import Session
+from bongsu.protocol.session import Session, SessionOptions
 
 MAX_WAITING = 64
 """Commands of one connection that may wait for their turn, before no more are read from it."""
+
+MAX_UNASKED = 64
+"""Frames that other requests may bring for a connection that takes no more, before it is closed (3013)."""
 
 MAX_TTL = 365 * 24 * 3600
 
@@ -79,11 +82,11 @@ class Connection:
         transport: str,
         peer: str = "",
         emulated: bool = False,
-        ping_by_transport: bool = False,
+        options: SessionOptions | None = None,
     ) -> None:
         """`emulated`: the connect result names the replica and a secret by which other requests find it.
 
-        `ping_by_transport`: the transport looks after pings itself, and none are announced.
+        `options`: those of the transport, where it does not want the usual pings and pongs.
         """
         self.id = str(uuid4())
         self.key = str(uuid4()) if emulated else ""
@@ -94,14 +97,14 @@ class Connection:
         self.peer = peer
         self.user = ""
         self.conn_info = b""
-        options = services.session_options_without_ping if ping_by_transport else services.session_options
-        self.session = Session(options, now=asyncio.get_running_loop().time())
+        self.session = Session(options or services.session_options, now=asyncio.get_running_loop().time())
         self.client = Client(socket, services.node.hub, services.options, Principal(), self._left)
         self.client.lost_position = self._lost_position
         self.subscriptions = Subscriptions(self)
         self._jobs: deque[Job] = deque()
         self._task: asyncio.Task[None] | None = None
         self._reading = True
+        self._unasked = 0
         services.register(self)
         self._set_timer()
 
@@ -134,7 +137,17 @@ class Connection:
         except ProtocolError as error:
             self.close(error.disconnect)
             return
+        self.take(received)
+
+    def take(self, received: list[Command]) -> None:
+        """Commands, each in its turn."""
         self.services.count_received(len(received))
+        if self.key and not self._reading:
+            # A socket is left unread meanwhile; requests come all the same.
+            self._unasked += 1
+            if self._unasked > MAX_UNASKED:
+                self.close(errors.TOO_MANY_REQUESTS)
+                return
         self._jobs.extend(received)
         if len(self._jobs) > MAX_WAITING and self._reading:
             self._reading = False
@@ -207,6 +220,7 @@ class Connection:
         self._set_timer()
         if not self._reading and not self._jobs:
             self._reading = True
+            self._unasked = 0
             self.client.resume_reading()
 
     def _start(self, work: Work | None) -> None:

@@ -63,7 +63,7 @@ class WebSocketTransport:
             form,
             transport="websocket",
             peer=peer_of(scope),
-            ping_by_transport=by_transport,
+            options=self._services.session_options_without_ping if by_transport else None,
         )
 
 
