@@ -43,9 +43,12 @@ from bongsu.protocol import problems
 from bongsu.protocol.messages import Principal, Publication
 from bongsu.protocol.problems import Problem
 from bongsu.settings import Settings, load
+from bongsu.transports.emulation import EmulationTransport, LocalSessions
 from bongsu.transports.handshake import Handshakes
 from bongsu.transports.plain import PlainTransport
 from bongsu.transports.sockets import answer, refuse
+from bongsu.transports.streaming import EVENTS, LINES, StreamTransport
+from bongsu.transports.unidirectional import UnidirectionalStreamTransport, UnidirectionalWebSocketTransport
 from bongsu.transports.websocket import WebSocketTransport
 from bongsu.uploads.service import UploadService
 from bongsu.uploads.stores import store_from_url
@@ -55,6 +58,7 @@ Scope: TypeAlias = MutableMapping[str, Any]
 Message: TypeAlias = MutableMapping[str, Any]
 Receive: TypeAlias = Callable[[], Awaitable[Message]]
 Send: TypeAlias = Callable[[Message], Awaitable[None]]
+Serve: TypeAlias = Callable[[Scope, Receive, Send], Awaitable[None]]
 
 log = structlog.get_logger("bongsu.app")
 
@@ -102,7 +106,7 @@ class Bongsu:
             channel_max_length=settings.channels.max_length,
             anonymous=settings.dev,
         )
-        self._websocket_transport = WebSocketTransport(self._services, handshakes)
+        self._sockets, self._streams = _client_transports(settings, self._services, handshakes)
         self._plain = PlainTransport(
             self.node,
             channels,
@@ -250,14 +254,19 @@ class Bongsu:
         except Problem as problem:
             await answer(problem, send)
             return
+        stream = self._streams.get(path.rstrip("/"))
+        if stream is not None:
+            await stream(scope, receive, send)
+            return
         if path.startswith("/api/"):
             await self._server_api.serve(scope, receive, send, path.removeprefix("/api/"))
             return
         await self._http(scope, receive, send)
 
     async def _websocket(self, scope: Scope, receive: Receive, send: Send, path: str) -> None:
-        if path in ("/connection/websocket", "/connection/websocket/"):
-            await self._websocket_transport.serve(scope, receive, send)
+        socket = self._sockets.get(path.rstrip("/"))
+        if socket is not None:
+            await socket(scope, receive, send)
         elif path == "/ws":
             await self._plain.serve(scope, receive, send, BROADCAST)
         elif path.startswith("/ws/"):
@@ -290,6 +299,27 @@ class Bongsu:
 
 
 _WITH_HEADERS = frozenset({"http.response.start", "websocket.accept", "websocket.http.response.start"})
+
+
+def _client_transports(
+    settings: Settings, services: Services, handshakes: Handshakes
+) -> tuple[dict[str, Serve], dict[str, Serve]]:
+    """What serves the client protocol where: WebSockets, and streamed responses with what belongs to them."""
+    sockets: dict[str, Serve] = {"/connection/websocket": WebSocketTransport(services, handshakes).serve}
+    if settings.uni_websocket.enabled:
+        sockets["/connection/uni_websocket"] = UnidirectionalWebSocketTransport(services, handshakes).serve
+    streams: dict[str, Serve] = {}
+    for name, enabled, kind, carrier in (
+        ("http_stream", settings.http_stream.enabled, StreamTransport, LINES),
+        ("sse", settings.sse.enabled, StreamTransport, EVENTS),
+        ("uni_http_stream", settings.uni_http_stream.enabled, UnidirectionalStreamTransport, LINES),
+        ("uni_sse", settings.uni_sse.enabled, UnidirectionalStreamTransport, EVENTS),
+    ):
+        if enabled:
+            streams[f"/connection/{name}"] = kind(services, handshakes, carrier, name=name).serve
+    if settings.http_stream.enabled or settings.sse.enabled:
+        streams["/emulation"] = EmulationTransport(LocalSessions(services), handshakes).serve
+    return sockets, streams
 
 
 def _route_path(scope: Scope) -> str:

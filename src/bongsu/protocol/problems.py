@@ -39,6 +39,7 @@ MULTIPART_MALFORMED: Final = ProblemKind("multipart_malformed", 400, "The multip
 HEADERS_TOO_LARGE: Final = ProblemKind("headers_too_large", 431, "The request line and headers are too long")
 UPLOAD_TOO_LARGE: Final = ProblemKind("upload_too_large", 413, "The file is larger than the limit")
 REQUEST_TIMEOUT: Final = ProblemKind("request_timeout", 408, "The request stopped arriving")
+REQUEST_TOO_LARGE: Final = ProblemKind("request_too_large", 413, "The request is larger than the limit")
 UPLOAD_NOT_STORED: Final = ProblemKind("upload_not_stored", 409, "The upload is not stored yet")
 UNSUPPORTED_MEDIA_TYPE: Final = ProblemKind("unsupported_media_type", 415, "This type is not accepted")
 RANGE_NOT_SATISFIABLE: Final = ProblemKind("range_not_satisfiable", 416, "The range lies outside the file")

@@ -10,6 +10,7 @@ from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 
 from bongsu.protocol import problems
 from bongsu.protocol.problems import Problem
+from bongsu.transports.sockets import CUT_EXTENSION
 
 MAX_HEAD = 64 * 1024
 """Bytes of request line and headers."""
@@ -58,6 +59,8 @@ class BongsuHttpProtocol(HttpToolsProtocol):
 
     def on_message_begin(self) -> None:
         super().on_message_begin()
+        # A stream to somebody who reads nothing is cut off; `close` would wait for its unsent bytes for ever.
+        self.scope["extensions"] = {CUT_EXTENSION: {"cut": self.transport.abort}}
         self._in_head = True
         self._head_size = 0
         if self._head_timer is None:

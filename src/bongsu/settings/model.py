@@ -64,6 +64,36 @@ class Plain(_Options):
         return template
 
 
+class HttpStream(_Options):
+    """The client protocol at `/connection/http_stream`."""
+
+    enabled: bool = Field(False, description="Serve /connection/http_stream, and /emulation with it")
+
+
+class Sse(_Options):
+    """The client protocol at `/connection/sse`."""
+
+    enabled: bool = Field(False, description="Serve /connection/sse, and /emulation with it")
+
+
+class UniHttpStream(_Options):
+    """One-way, at `/connection/uni_http_stream`."""
+
+    enabled: bool = Field(False, description="Serve /connection/uni_http_stream")
+
+
+class UniSse(_Options):
+    """One-way, at `/connection/uni_sse`."""
+
+    enabled: bool = Field(False, description="Serve /connection/uni_sse")
+
+
+class UniWebSocket(_Options):
+    """One-way, at `/connection/uni_websocket`."""
+
+    enabled: bool = Field(False, description="Serve /connection/uni_websocket")
+
+
 class Channels(NameOptions):
     """What the channels can do, who may do what on them, and how their names are read."""
 
@@ -169,6 +199,11 @@ class Settings(_Options):
         "default: nobody's, since any client can send them",
     )
     plain: Plain = Field(Plain(), description="The plain broadcast")
+    http_stream: HttpStream = Field(HttpStream(), description="The client protocol over an HTTP stream")
+    sse: Sse = Field(Sse(), description="The client protocol over server-sent events")
+    uni_http_stream: UniHttpStream = Field(UniHttpStream(), description="One-way HTTP stream")
+    uni_sse: UniSse = Field(UniSse(), description="One-way server-sent events")
+    uni_websocket: UniWebSocket = Field(UniWebSocket(), description="One-way WebSocket")
     channels: Channels = Field(Channels(), validate_default=True, description="Channels and namespaces")
     upload: UploadOptions = Field(UploadOptions(), description="Uploads")
     token: TokenOptions = Field(TokenOptions(), validate_default=True, description="Client tokens")

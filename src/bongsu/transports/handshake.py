@@ -7,7 +7,7 @@ import structlog
 from bongsu.node.admission import Admission, headers_of
 from bongsu.node.node import Node
 from bongsu.protocol.problems import Problem
-from bongsu.transports.sockets import RAW_EXTENSION, RawSocket, Scope, Send, refuse
+from bongsu.transports.sockets import RAW_EXTENSION, RawSocket, Scope, Send, answer, refuse
 
 log = structlog.get_logger("bongsu.transports")
 
@@ -38,10 +38,33 @@ class Handshakes:
             log.warning("this ASGI server has no raw sockets: fan-out is slower; `bongsu serve` has them")
         return None
 
-    async def refuse(self, problem: Problem, scope: Scope, send: Send) -> None:
-        """Answer the handshake with the problem."""
+    async def refuse(self, problem: Problem, scope: Scope, send: Send, *headers: tuple[bytes, bytes]) -> None:
+        """Answer the handshake with the problem. `headers` are for requests, and not for sockets."""
         self._node.metrics.refused.labels(problem.kind.code).inc()
-        await refuse(problem, send, extensions=scope.get("extensions"))
+        if scope["type"] == "http":
+            await answer(problem, send, headers=[*self.cross_origin(scope), *headers])
+        else:
+            await refuse(problem, send, extensions=scope.get("extensions"))
+
+    def cross_origin(self, scope: Scope) -> list[tuple[bytes, bytes]]:
+        """What a browser wants to be told before it lets a page of an allowed origin see a response."""
+        headers = headers_of(scope)
+        origin = headers.get(b"origin")
+        if origin is None:
+            return []
+        try:
+            self._admission.check_origin(headers)
+        except Problem:
+            return []
+        told = [
+            (b"access-control-allow-origin", origin),
+            (b"access-control-allow-credentials", b"true"),
+            (b"vary", b"Origin"),
+        ]
+        wanted = headers.get(b"access-control-request-headers")
+        if wanted is not None:
+            told.append((b"access-control-allow-headers", wanted))
+        return told
 
 
 def peer_of(scope: Scope) -> str:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import Awaitable, Callable, MutableMapping
+from collections.abc import Awaitable, Callable, Iterable, MutableMapping
 from typing import Any, Protocol, TypeAlias
 
 import structlog
@@ -22,6 +22,9 @@ Send: TypeAlias = Callable[[Message], Awaitable[None]]
 
 RAW_EXTENSION = "bongsu.raw"
 """Key in `scope["extensions"]`; its value is `{"socket": RawSocket}`. Offered by `bongsu serve`."""
+
+CUT_EXTENSION = "bongsu.cut"
+"""Key in `scope["extensions"]` of a request; its value is `{"cut": callable}`. Offered by `bongsu serve`."""
 
 HIGH_WATER = 64 * 1024
 """Bytes not yet taken by the ASGI server above which a client counts as paused."""
@@ -127,7 +130,7 @@ class AsgiSocket:
         while True:
             await self._may_read.wait()
             message = await self._receive()
-            if message["type"] == "websocket.disconnect":
+            if message["type"] in ("websocket.disconnect", "http.disconnect"):
                 return
             if self._close is not None:
                 continue
@@ -137,36 +140,60 @@ class AsgiSocket:
                 receiver.binary(message["bytes"])
 
     async def _write(self, receiver: Receiver) -> None:
-        while True:
-            while self._out:
-                chunk = self._out.popleft()
-                message: Message = {"type": "websocket.send"}
-                if self._binary:
-                    message["bytes"] = chunk
-                else:
-                    message["text"] = chunk.decode()
-                try:
-                    await self._send(message)
-                except OSError:  # what the ASGI specification has for a client that is gone
+        try:
+            while True:
+                while self._out:
+                    chunk = self._out.popleft()
+                    await self._send(self._message(chunk))
+                    self._unsent -= len(chunk)
+                    if self._paused and self._unsent <= HIGH_WATER // 4:
+                        self._paused = False
+                        receiver.resumed()
+                if self._close is not None:
+                    await self._end(*self._close)
                     return
-                self._unsent -= len(chunk)
-                if self._paused and self._unsent <= HIGH_WATER // 4:
-                    self._paused = False
-                    receiver.resumed()
-            if self._close is not None:
-                code, reason = self._close
-                try:
-                    await self._send({"type": "websocket.close", "code": code, "reason": reason})
-                except OSError:
-                    return
-                await asyncio.Event().wait()  # `_read` sees the peer's answer, or `_expire` ends it
-            self._wake.clear()
-            await self._wake.wait()
+                self._wake.clear()
+                await self._wake.wait()
+        except OSError:  # what the ASGI specification has for a client that is gone
+            return
+
+    def _message(self, chunk: bytes) -> Message:
+        if self._binary:
+            return {"type": "websocket.send", "bytes": chunk}
+        return {"type": "websocket.send", "text": chunk.decode()}
+
+    async def _end(self, code: int, reason: str) -> None:
+        await self._send({"type": "websocket.close", "code": code, "reason": reason})
+        await asyncio.Event().wait()  # `_read` sees the peer's answer, or `_expire` ends it
 
     async def _expire(self) -> None:
         # ASGI has no way to cut a connection: stop serving it, and the server closes it.
         await self._closing.wait()
         await asyncio.sleep(self._within)
+
+
+class StreamSocket(AsgiSocket):
+    """The same over a streamed response, already started; the request's body has been read."""
+
+    def __init__(self, receive: Receive, send: Send, *, cut: Callable[[], None] | None = None) -> None:
+        """`cut` ends the connection at once, unsent bytes or not; None: the server cannot."""
+        super().__init__(receive, send)
+        self._cut = cut
+
+    def pause_reading(self) -> None:
+        """There is nothing more to read but that the client is gone, which must be noticed all the same."""
+
+    def _message(self, chunk: bytes) -> Message:
+        return {"type": "http.response.body", "body": chunk, "more_body": True}
+
+    async def _end(self, code: int, reason: str) -> None:
+        await self._send({"type": "http.response.body", "body": b"", "more_body": False})
+
+    async def _expire(self) -> None:
+        await super()._expire()
+        if self._cut is not None:
+            self._cut()
+            await asyncio.Event().wait()  # `_read` sees the end
 
 
 async def refuse(problem: Problem, send: Send, *, extensions: Any) -> None:
@@ -180,9 +207,15 @@ async def refuse(problem: Problem, send: Send, *, extensions: Any) -> None:
     await answer(problem, send, prefix="websocket.http.response")
 
 
-async def answer(problem: Problem, send: Send, *, prefix: str = "http.response") -> None:
+async def answer(
+    problem: Problem,
+    send: Send,
+    *,
+    prefix: str = "http.response",
+    headers: Iterable[tuple[bytes, bytes]] = (),
+) -> None:
     """A problem document as ASGI messages."""
     body = problem.body()
-    headers = [*problem.headers(), (b"content-length", str(len(body)).encode())]
-    await send({"type": f"{prefix}.start", "status": problem.kind.status, "headers": headers})
+    fields = [*problem.headers(), *headers, (b"content-length", str(len(body)).encode())]
+    await send({"type": f"{prefix}.start", "status": problem.kind.status, "headers": fields})
     await send({"type": f"{prefix}.body", "body": body})
