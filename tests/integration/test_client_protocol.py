@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from typing import Any
@@ -13,6 +14,8 @@ import pytest
 from tests.servers import API_KEY, RedisServer, RunningServer
 from websockets.asyncio.client import ClientConnection, connect
 from websockets.exceptions import ConnectionClosed
+
+from bongsu.auth import sign_connection_token
 
 DEADLINE = 20.0
 
@@ -270,3 +273,11 @@ async def test_a_client_that_breaks_the_protocol_is_closed_with_its_code(
         assert closed.value.rcvd is not None
         assert closed.value.rcvd.code == code
         assert closed.value.rcvd.reason
+
+
+async def test_a_token_that_names_an_unknown_namespace_is_an_error_reply(bongsu_server: Start) -> None:
+    secret = "a secret of at least thirty-two bytes"
+    server = bongsu_server(**ENV, BONGSU_TOKEN__HMAC_SECRET=secret)
+    token = sign_connection_token(secret, user="42", now=time.time(), ttl=60, channels=["nowhere:x"])
+    async with connect(f"{server.ws_url}/connection/websocket") as socket:
+        assert await Client(socket).call("connect", token=token) == {"error": 102}

@@ -57,6 +57,16 @@ SETTINGS = {
 }
 
 
+WAYS = [
+    ("websocket", "json"),
+    ("websocket", "protobuf"),
+    ("http_stream", "json"),
+    ("http_stream", "protobuf"),
+    ("sse", "json"),
+]
+"""Every transport and encoding of the JavaScript SDK."""
+
+
 @dataclass(frozen=True, slots=True)
 class Deployment:
     """What somebody is told who is to use it: where it is, and the secrets of a backend."""

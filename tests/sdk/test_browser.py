@@ -10,7 +10,7 @@ from urllib.parse import urlsplit
 import pytest
 from playwright.async_api import Browser, Page, Route
 from tests.e2e.browser import chromium
-from tests.sdk.conftest import Deployment
+from tests.sdk.conftest import WAYS, Deployment
 from tests.sdk.line import Line
 
 HERE = Path(__file__).parent
@@ -43,7 +43,7 @@ async def _new_page(browser: Browser) -> Page:
     return page
 
 
-@pytest.mark.parametrize(("transport", "encoding"), [("websocket", "json"), ("websocket", "protobuf")])
+@pytest.mark.parametrize(("transport", "encoding"), WAYS)
 async def test_every_scenario_succeeds_in_a_page(
     page: Page, line: Line, transport: str, encoding: str
 ) -> None:

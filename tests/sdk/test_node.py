@@ -7,7 +7,7 @@ import subprocess
 from pathlib import Path
 
 import pytest
-from tests.sdk.conftest import Deployment
+from tests.sdk.conftest import WAYS, Deployment
 
 HERE = Path(__file__).parent
 
@@ -15,7 +15,7 @@ HERE = Path(__file__).parent
 _PATIENCE = 300
 
 
-@pytest.mark.parametrize(("transport", "encoding"), [("websocket", "json"), ("websocket", "protobuf")])
+@pytest.mark.parametrize(("transport", "encoding"), WAYS)
 def test_every_scenario_succeeds_with_the_javascript_sdk(
     deployment: Deployment, transport: str, encoding: str
 ) -> None:

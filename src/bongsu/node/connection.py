@@ -22,7 +22,7 @@ from bongsu.auth import InvalidToken, KeysUnavailable, TokenExpired
 from bongsu.node import commands
 from bongsu.node.client import Client, Socket
 from bongsu.node.services import Services
-from bongsu.node.subscriptions import Ended, Subscriptions
+from bongsu.node.subscriptions import ConnectRefused, Ended, Subscriptions
 from bongsu.node.variants import Form
 from bongsu.protocol import errors
 from bongsu.protocol.actions import (
@@ -297,7 +297,10 @@ class Connection:
             return self._send(self.session.refused(id, errors.ERROR_EXPIRED))
         if not services.admit_user(self):
             return self.close(errors.CONNECTION_LIMIT)
-        entered = await self.subscriptions.connect(request, subs)
+        try:
+            entered = await self.subscriptions.connect(request, subs)
+        except ConnectRefused as refused:
+            return self._send(self.session.refused(id, refused.error))
         result = ConnectResult(
             client=self.id,
             version=f"Bongsu {__version__}",

@@ -217,9 +217,11 @@ class Hub:
     def resume_following(self, channel: Channel, messages: list[Publication | Join | Leave]) -> None:
         """What a healed channel held back, now that it is at its position again."""
         self._delivering = True
-        self._follow(channel, messages)
-        self._delivering = False
-        self._flush()
+        try:
+            self._follow(channel, messages)
+        finally:
+            self._delivering = False
+            self._flush()
 
     def lose(self, channel: Channel) -> None:
         """Tell everybody who must not miss anything that they have; the channel's position is unknown now."""

@@ -76,7 +76,11 @@ class PlainVariant(NamedTuple):
 
     def _text(self, publication: Publication) -> bytes:
         if publication.plain:
-            return self.before + msgspec.json.decode(publication.data, type=str).encode() + self.after_text
+            try:
+                text = msgspec.json.decode(publication.data, type=str)
+            except msgspec.DecodeError:  # not what our replicas send; shown as it is
+                return publication.data
+            return self.before + text.encode() + self.after_text
         if publication.binary:
             raise ProtocolError(INAPPROPRIATE_PROTOCOL, "bytes that are not JSON, for a plain client")
         return publication.data
