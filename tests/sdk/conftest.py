@@ -57,14 +57,8 @@ SETTINGS = {
 }
 
 
-WAYS = [
-    ("websocket", "json"),
-    ("websocket", "protobuf"),
-    ("http_stream", "json"),
-    ("http_stream", "protobuf"),
-    ("sse", "json"),
-]
-"""Every transport and encoding of the JavaScript SDK."""
+WAYS = [("websocket", "json"), ("websocket", "protobuf")]
+"""The transports and encodings that the JavaScript SDK is played over."""
 
 
 @dataclass(frozen=True, slots=True)
