@@ -35,15 +35,17 @@ from bongsu.jobs.worker import Worker
 from bongsu.metrics import Metrics
 from bongsu.node.admission import Admission, headers_of
 from bongsu.node.channels import BROADCAST, Channels
+from bongsu.node.control_plane import ControlPlane
 from bongsu.node.handlers import Handlers
 from bongsu.node.node import Node
 from bongsu.node.permissions import PlainPermissions
 from bongsu.node.services import Services
+from bongsu.node.target import LocalTarget
 from bongsu.protocol import problems
 from bongsu.protocol.messages import Principal, Publication
 from bongsu.protocol.problems import Problem
 from bongsu.settings import Settings, load
-from bongsu.transports.emulation import EmulationTransport, LocalSessions
+from bongsu.transports.emulation import EmulationTransport
 from bongsu.transports.handshake import Handshakes
 from bongsu.transports.plain import PlainTransport
 from bongsu.transports.sockets import answer, refuse
@@ -106,7 +108,8 @@ class Bongsu:
             channel_max_length=settings.channels.max_length,
             anonymous=settings.dev,
         )
-        self._sockets, self._streams = _client_transports(settings, self._services, handshakes)
+        control = self.node.serve_control(LocalTarget(self._services))
+        self._sockets, self._streams = _client_transports(settings, self._services, control, handshakes)
         self._plain = PlainTransport(
             self.node,
             channels,
@@ -117,7 +120,7 @@ class Bongsu:
             template=settings.plain.template,
             message_size_limit=settings.plain.message_size_limit,
         )
-        self._server_api = ServerApi(self._services, self._admission, metrics)
+        self._server_api = ServerApi(self._services, control, self._admission, metrics)
         self.database = Database(settings.database_url)
         queue = Queue(self.database, settings.replica, lease=settings.upload.job_lease)
         self._store = store_from_url(settings.storage_url)
@@ -302,7 +305,7 @@ _WITH_HEADERS = frozenset({"http.response.start", "websocket.accept", "websocket
 
 
 def _client_transports(
-    settings: Settings, services: Services, handshakes: Handshakes
+    settings: Settings, services: Services, control: ControlPlane, handshakes: Handshakes
 ) -> tuple[dict[str, Serve], dict[str, Serve]]:
     """What serves the client protocol where: WebSockets, and streamed responses with what belongs to them."""
     sockets: dict[str, Serve] = {"/connection/websocket": WebSocketTransport(services, handshakes).serve}
@@ -318,7 +321,7 @@ def _client_transports(
         if enabled:
             streams[f"/connection/{name}"] = kind(services, handshakes, carrier, name=name).serve
     if settings.http_stream.enabled or settings.sse.enabled:
-        streams["/emulation"] = EmulationTransport(LocalSessions(services), handshakes).serve
+        streams["/emulation"] = EmulationTransport(control, handshakes).serve
     return sockets, streams
 
 

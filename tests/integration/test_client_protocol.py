@@ -281,3 +281,65 @@ async def test_a_token_that_names_an_unknown_namespace_is_an_error_reply(bongsu_
     token = sign_connection_token(secret, user="42", now=time.time(), ttl=60, channels=["nowhere:x"])
     async with connect(f"{server.ws_url}/connection/websocket") as socket:
         assert await Client(socket).call("connect", token=token) == {"error": 102}
+
+
+def call(server: RunningServer, method: str, **request: Any) -> dict[str, Any]:
+    answer = httpx.post(
+        f"{server.url}/api/{method}", json=request, headers={"X-API-Key": API_KEY}, timeout=DEADLINE
+    )
+    result: dict[str, Any] = answer.json()["result"]
+    return result
+
+
+async def test_a_backend_reaches_connections_wherever_they_are(
+    pair: tuple[RunningServer, RunningServer],
+) -> None:
+    one, two = pair
+    async with client(one) as a:
+        assert await asyncio.to_thread(call, two, "subscribe", user="", client=a.id, channel="given") == {}
+        push = await a.until(lambda push: push["channel"] == "given" and "subscribe" in push)
+        assert push["subscribe"]["positioned"]
+        await asyncio.to_thread(publish, two, "given", 1)
+        assert (await a.publication("given"))["offset"] == 1
+        await a.call("subscribe", channel="own")
+        channels = (await asyncio.to_thread(call, two, "channels"))["channels"]
+        assert channels == {"given": {"num_clients": 1}, "own": {"num_clients": 1}}
+        assert (await asyncio.to_thread(call, two, "channels", pattern="g*"))["channels"].keys() == {"given"}
+        nodes = (await asyncio.to_thread(call, two, "info"))["nodes"]
+        assert sum(node["num_clients"] for node in nodes) == 1
+        assert len(nodes) == len({one.url, two.url})
+        await asyncio.to_thread(call, two, "unsubscribe", user="", client=a.id, channel="own")
+        push = await a.until(lambda push: push["channel"] == "own" and "unsubscribe" in push)
+        assert push["unsubscribe"]["code"] == 2000
+        ends = int(time.time()) + 100
+        await asyncio.to_thread(call, two, "refresh", user="", client=a.id, expire_at=ends)
+        assert (await a.until(lambda push: "refresh" in push))["refresh"]["expires"]
+        await asyncio.to_thread(
+            call, two, "disconnect", user="", client=a.id, disconnect={"code": 4500, "reason": "banned"}
+        )
+        with pytest.raises(ConnectionClosed) as closed:
+            await a.until(lambda _: False)
+        assert closed.value.rcvd is not None
+        assert (closed.value.rcvd.code, closed.value.rcvd.reason) == (4500, "banned")
+
+
+async def test_a_frame_for_a_stream_is_taken_by_any_replica(
+    bongsu_server: Start, redis_server: RedisServer
+) -> None:
+    env = {**ENV, "BONGSU_BROKER_URL": redis_server.url, "BONGSU_HTTP_STREAM__ENABLED": "true"}
+    one, two = bongsu_server(**env), bongsu_server(**env)
+    async with httpx.AsyncClient(timeout=DEADLINE) as http:
+        connect_frame = '{"id":1,"connect":{}}'
+        async with http.stream("POST", f"{one.url}/connection/http_stream", content=connect_frame) as stream:
+            lines = stream.aiter_lines()
+            result = json.loads(await anext(lines))["connect"]
+            frame = {
+                "session": result["session"],
+                "node": result["node"],
+                "data": '{"id":2,"subscribe":{"channel":"chat"}}',
+            }
+            taken = await http.post(f"{two.url}/emulation", json=frame)
+            assert taken.status_code == 204
+            while "subscribe" not in (message := json.loads(await anext(lines))):
+                pass
+            assert message["id"] == 2

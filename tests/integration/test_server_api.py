@@ -203,4 +203,4 @@ def test_the_api_document_shows_every_method_with_examples(server: RunningServer
     assert shown == METHODS
     for method in METHODS:
         content = paths[f"/api/{method}"]["post"]["requestBody"]["content"]["application/json"]
-        assert content["example"]
+        assert "example" in content

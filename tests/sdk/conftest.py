@@ -44,6 +44,8 @@ SETTINGS = {
     "BONGSU_API_KEY": API_KEY,
     "BONGSU_TOKEN__HMAC_SECRET": SECRET,
     "BONGSU_CLIENT__SUBSCRIBE_TO_USER_PERSONAL_CHANNEL__ENABLED": "true",
+    "BONGSU_HTTP_STREAM__ENABLED": "true",
+    "BONGSU_SSE__ENABLED": "true",
     # So short that a test can wait for it.
     "BONGSU_CLIENT__EXPIRED_CLOSE_DELAY": "1s",
     "BONGSU_CLIENT__EXPIRED_SUB_CLOSE_DELAY": "1s",
@@ -57,7 +59,13 @@ SETTINGS = {
 }
 
 
-WAYS = [("websocket", "json"), ("websocket", "protobuf")]
+WAYS = [
+    ("websocket", "json"),
+    ("websocket", "protobuf"),
+    ("http_stream", "json"),
+    ("http_stream", "protobuf"),
+    ("sse", "json"),
+]
 """The transports and encodings that the JavaScript SDK is played over."""
 
 

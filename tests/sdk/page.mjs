@@ -1,12 +1,13 @@
 // In a page: plays the scenarios with the SDK's build for browsers. test_browser.py has put `api`, `sign`, `cut` and
 // `mend` into the window; they do outside of the page what a backend and a network do.
+import { calls } from './scenarios/calls.mjs';
 import { connections } from './scenarios/connections.mjs';
 import { lifetimes } from './scenarios/lifetimes.mjs';
 import { streams } from './scenarios/streams.mjs';
 import { subscriptions } from './scenarios/subscriptions.mjs';
 import { Site } from './site.mjs';
 
-const inTurn = { ...connections, ...subscriptions, ...streams };
+const inTurn = { ...connections, ...subscriptions, ...streams, ...calls };
 const scenarios = { ...lifetimes, ...inTurn };
 
 /** The names of all scenarios, in groups that are played at once. */

@@ -8,6 +8,7 @@ import EventSource from 'eventsource';
 import WebSocket from 'ws';
 
 import { Line } from './line.mjs';
+import { calls } from './scenarios/calls.mjs';
 import { connections } from './scenarios/connections.mjs';
 import { crowds } from './scenarios/crowds.mjs';
 import { lifetimes } from './scenarios/lifetimes.mjs';
@@ -68,4 +69,4 @@ function perform(scenarios) {
 }
 
 describe('at once', { concurrency: true }, () => perform(lifetimes));
-describe('one by one', () => perform({ ...connections, ...subscriptions, ...streams, ...crowds }));
+describe('one by one', () => perform({ ...connections, ...subscriptions, ...streams, ...calls, ...crowds }));

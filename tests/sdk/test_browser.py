@@ -64,6 +64,11 @@ async def test_every_scenario_succeeds_in_a_page(
 
     groups = await page.evaluate("groups")
     for group in groups:
-        await asyncio.gather(*map(play, group))
+        if transport == "websocket":
+            await asyncio.gather(*map(play, group))
+        else:
+            # A browser holds six HTTP/1.1 connections to one host, and each stream takes one of them.
+            for name in group:
+                await play(name)
     assert wrong == {}
     assert sum(map(len, groups)) > 20, "most of the scenarios are missing"

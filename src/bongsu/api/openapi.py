@@ -22,6 +22,8 @@ _PAYLOAD: Final[dict[str, Any]] = {
     "version_epoch": _STRING,
 }
 _POSITION: Final = {"type": "object", "properties": {"offset": _COUNT, "epoch": _STRING}}
+_OBJECT: Final = {"type": "object"}
+_WHOSE: Final[dict[str, Any]] = {"user": _STRING, "client": _STRING, "session": _STRING}
 _INFO: Final = {"user": "42", "client": "9f0c1c2e-6b0b-4b7e-8c55-0d2b8b6f7a11"}
 
 
@@ -86,6 +88,52 @@ _METHODS: Final[dict[str, _Method]] = {
         ["channel"],
         {"channel": "news"},
         {"result": {}},
+    ),
+    "subscribe": _Method(
+        "Subscribe the connections of a user to a channel",
+        {**_WHOSE, "channel": _CHANNEL, "info": {}, "data": {}, "expire_at": _COUNT, "override": _OBJECT},
+        ["user", "channel"],
+        {"user": "42", "channel": "news"},
+        {"result": {}},
+    ),
+    "unsubscribe": _Method(
+        "End the subscription of a user's connections to a channel",
+        {**_WHOSE, "channel": _CHANNEL},
+        ["user", "channel"],
+        {"user": "42", "channel": "news"},
+        {"result": {}},
+    ),
+    "disconnect": _Method(
+        "Close the connections of a user",
+        {**_WHOSE, "whitelist": {"type": "array", "items": _STRING}, "disconnect": _OBJECT},
+        ["user"],
+        {"user": "42", "disconnect": {"code": 4500, "reason": "banned"}},
+        {"result": {}},
+    ),
+    "refresh": _Method(
+        "Change when the connections of a user expire",
+        {**_WHOSE, "expired": {"type": "boolean"}, "expire_at": _COUNT, "info": {}},
+        ["user"],
+        {"user": "42", "expired": True},
+        {"result": {}},
+    ),
+    "channels": _Method(
+        "Channels with subscribers, on whichever replica",
+        {"pattern": {"type": "string", "description": "A glob; unset = all"}},
+        [],
+        {"pattern": "chat:*"},
+        {"result": {"channels": {"chat:1": {"num_clients": 2}}}},
+    ),
+    "info": _Method(
+        "The replicas, and how much each serves",
+        {},
+        [],
+        {},
+        {
+            "result": {
+                "nodes": [{"uid": "replica-1", "name": "replica-1", "version": "0.1.0", "num_clients": 2}]
+            }
+        },
     ),
     "rpc": _Method(
         "Call a handler of the application that mounts the server",

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable, MutableMapping, Sequence
-from typing import Any, Final, TypeAlias
+from typing import Any, Final, TypeAlias, TypeVar
 
 import msgspec
 import structlog
@@ -16,6 +16,8 @@ from bongsu.brokers.base import Appended, BrokerError, TooManyMembers
 from bongsu.metrics import Metrics
 from bongsu.node.admission import Admission, headers_of
 from bongsu.node.channels import ChannelError, ChannelRules
+from bongsu.node.control import Call, Disconnect, Refresh, Subscribe, Unsubscribe
+from bongsu.node.control_plane import ControlPlane
 from bongsu.node.handlers import Caller, RpcError
 from bongsu.node.permissions import check_data
 from bongsu.node.services import Services
@@ -50,19 +52,8 @@ BODY_TIMEOUT: Final = 10.0
 
 ERROR_MODE_HEADER: Final = b"x-centrifugo-error-mode"
 
-METHODS: Final = frozenset(
-    {
-        "batch",
-        "broadcast",
-        "history",
-        "history_remove",
-        "presence",
-        "presence_stats",
-        "publish",
-        "rpc",
-    }
-)
-"""What is answered; the rest of the protocol's methods is 404 so far."""
+METHODS: Final = frozenset(api.METHODS)
+"""What is answered."""
 
 log = structlog.get_logger("bongsu.api")
 
@@ -70,8 +61,11 @@ log = structlog.get_logger("bongsu.api")
 class ServerApi:
     """The ASGI app below `/api`."""
 
-    def __init__(self, services: Services, admission: Admission, metrics: Metrics) -> None:
+    def __init__(
+        self, services: Services, control: ControlPlane, admission: Admission, metrics: Metrics
+    ) -> None:
         self._services = services
+        self._control = control
         self._node = services.node
         self._admission = admission
         self._metrics = metrics
@@ -173,7 +167,20 @@ class ServerApi:
                 return self._presence_stats(request)
             case api.RPCRequest():
                 return self._rpc(request)
-        raise AssertionError("METHODS lets no other request through")
+            case api.SubscribeRequest():
+                return self._subscribe(request)
+            case api.UnsubscribeRequest():
+                return _empty(self._control.unsubscribe(_call(request, Unsubscribe, channel=request.channel)))
+            case api.DisconnectRequest():
+                return _empty(self._control.disconnect(_disconnect(request)))
+            case api.RefreshRequest():
+                expiry = {"expired": request.expired, "expire_at": request.expire_at, "info": request.info}
+                return _empty(self._control.refresh(_call(request, Refresh, **expiry)))
+            case api.ChannelsRequest():
+                return self._channels(request)
+            case api.InfoRequest():
+                return self._info()
+        raise AssertionError("a batch in a batch is refused")
 
     # Methods
 
@@ -248,6 +255,39 @@ class ServerApi:
             log.exception("an rpc handler failed", method=request.method)
             return API_INTERNAL
 
+    async def _subscribe(self, request: api.SubscribeRequest) -> Answer:
+        self._services.channels.rules(request.channel)
+        call = _call(
+            request,
+            Subscribe,
+            channel=request.channel,
+            info=request.info,
+            data=request.data,
+            expire_at=request.expire_at,
+            recover_since=request.recover_since,
+            override=request.override,
+        )
+        error = await self._control.subscribe(call)
+        if error is None:
+            return api.EmptyResult()
+        return API_INTERNAL._replace(message=f"internal server error: {error.message}")
+
+    async def _channels(self, request: api.ChannelsRequest) -> Answer:
+        found: dict[str, api.ChannelInfo] = {}
+        missing: set[str] = set()
+        cursor = ""
+        while True:
+            page = await self._control.channels(request.pattern, cursor=cursor)
+            found.update({name: api.ChannelInfo(count) for name, count in page.channels.items()})
+            missing.update(page.missing)
+            cursor = page.cursor
+            if not cursor:
+                return api.ChannelsResult(found, sorted(missing))
+
+    async def _info(self) -> Answer:
+        page = await self._control.info()
+        return api.InfoResult(page.nodes, page.missing)
+
     def _with_history(self, channel: str) -> ChannelRules:
         rules = self._services.channels.rules(channel)
         if not rules.options.has_history:
@@ -271,6 +311,30 @@ class ServerApi:
 _PIPELINED: Final = frozenset({"publish", "broadcast"})
 _PublishAnswers: Final = (api.PublishResult, ApiError)
 _JSON: Final = (b"content-type", b"application/json")
+
+
+C = TypeVar("C", bound=Call)
+
+
+def _call(
+    request: api.SubscribeRequest | api.UnsubscribeRequest | api.DisconnectRequest | api.RefreshRequest,
+    kind: type[C],
+    **what: Any,
+) -> C:
+    """The message to every replica: whose connections, and what about them."""
+    return kind(user=request.user, client=request.client, session=request.session, **what)
+
+
+def _disconnect(request: api.DisconnectRequest) -> Disconnect:
+    wanted = request.disconnect
+    if wanted is None:
+        return _call(request, Disconnect, whitelist=request.whitelist)
+    return _call(request, Disconnect, whitelist=request.whitelist, code=wanted.code, reason=wanted.reason)
+
+
+async def _empty(work: Awaitable[None]) -> Answer:
+    await work
+    return api.EmptyResult()
 
 
 async def _published(appended: asyncio.Future[Appended]) -> api.PublishResult:

@@ -32,7 +32,8 @@ from bongsu.node.beacon import PATIENCE, PERIOD, Beacon, Beat, Health
 from bongsu.node.channel import Channel
 from bongsu.node.channels import ChannelRules
 from bongsu.node.client import Client
-from bongsu.node.control import CONTROL
+from bongsu.node.control import CONTROL, ControlTarget
+from bongsu.node.control_plane import ControlPlane
 from bongsu.node.hub import Hub
 from bongsu.node.presence import Roster
 from bongsu.protocol import problems
@@ -69,7 +70,20 @@ class Node:
         self._beacon = Beacon(replica, now=time.monotonic())
         self._beating: asyncio.Task[None] | None = None
         self._draining = False
+        self._control: ControlPlane | None = None
         broker.listen(self._on_batch, self.hub.healer.catch_up)
+
+    def serve_control(self, target: ControlTarget) -> ControlPlane:
+        """Do what other replicas ask with the connections of `target`. Before `start`."""
+        self._control = ControlPlane(
+            replica=self.replica,
+            broker=self.broker,
+            target=target,
+            living=lambda: [beat.replica for beat in self.replicas()],
+            on_beat=lambda beat: self._beacon.heard(beat, now=time.monotonic()),
+            metrics=self.metrics,
+        )
+        return self._control
 
     # Life
 
@@ -77,7 +91,11 @@ class Node:
         """Connect to the broker and light the beacon. A broker that is away is waited for in the
         background.
         """
-        self.hub.listen(CONTROL, self._on_control)
+        if self._control is None:
+            self.hub.listen(CONTROL, self._on_control)
+        else:
+            for channel in self._control.channels_to_hear:
+                self.hub.listen(channel, self._control.receive)
         await self.broker.connect()
         await self.roster.start()
         self._beating = asyncio.create_task(self._beat_forever(), name="beacon")
@@ -89,6 +107,8 @@ class Node:
         if self._beating is not None:
             self._beating.cancel()
             await asyncio.wait([self._beating])
+        if self._control is not None:
+            await self._control.stop()
         await self.hub.healer.stop()
         await self.roster.stop(within=2)
         if isinstance(self.broker, Leases) and self.broker.state is BrokerState.CONNECTED:
@@ -121,7 +141,7 @@ class Node:
             return Health.DRAINING
         if self._beating is None:
             return Health.STARTING
-        if self._beating.done():
+        if self._beating.done() or self.roster.failed:
             return Health.FAILED
         return self._beacon.judge(now=time.monotonic())
 

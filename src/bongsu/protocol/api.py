@@ -262,6 +262,7 @@ class ChannelsResult(Struct):
     always_sent: ClassVar = frozenset({"channels"})
 
     channels: dict[str, ChannelInfo]
+    missing: list[str] = []  # our own: replicas that did not answer
 
 
 class NodeInfo(Struct, frozen=True):
@@ -281,6 +282,7 @@ class NodeInfo(Struct, frozen=True):
 
 class InfoResult(Struct):
     nodes: Sequence[NodeInfo]
+    missing: list[str] = []  # our own: replicas that did not answer
 
 
 Result = (

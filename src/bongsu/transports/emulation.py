@@ -9,7 +9,6 @@ from typing import Final, Protocol
 
 from bongsu.brokers.base import BrokerError
 from bongsu.node.control_plane import UnknownReplica
-from bongsu.node.services import Services
 from bongsu.protocol.codec.json import JSON
 from bongsu.protocol.codec.protobuf import PROTOBUF
 from bongsu.protocol.errors import ProtocolError
@@ -30,7 +29,7 @@ METHODS: Final = ("POST",)
 
 
 class Sessions(Protocol):
-    """Where the connections are: `ControlPlane` for all replicas, `LocalSessions` for this one."""
+    """Where the connections are, on whichever replica: `ControlPlane`."""
 
     async def emulate(self, replica: str, session: str, data: bytes) -> bool:
         """Give a frame to the connection of `replica` that holds `session`; False: no such session.
@@ -38,23 +37,6 @@ class Sessions(Protocol):
         Raises `UnknownReplica`, TimeoutError, `BrokerError`.
         """
         ...
-
-
-class LocalSessions:
-    """The connections of this replica."""
-
-    def __init__(self, services: Services) -> None:
-        self._services = services
-
-    async def emulate(self, replica: str, session: str, data: bytes) -> bool:
-        """As `Sessions.emulate`. Every other replica is unknown."""
-        if replica != self._services.node.replica:
-            raise UnknownReplica(replica)
-        connection = self._services.by_key(session)
-        if connection is None:
-            return False
-        connection.receive(data)
-        return True
 
 
 class EmulationTransport:
