@@ -16,7 +16,7 @@ NODE_MODULES := tests/sdk/node_modules/.package-lock.json
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help setup programs run run-cluster fmt lint types imports unit contract fuzz integration e2e sdk test check lock clean
+.PHONY: help setup programs run run-cluster fmt lint types imports unit contract fuzz integration e2e sdk test soak check lock clean
 
 help: ## list what there is
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  make %-13s %s\n", $$1, $$2 }' Makefile
@@ -30,6 +30,9 @@ run-cluster: .venv/runtime ## nginx, REPLICAS=3, Redis and PostgreSQL on http://
 test: setup programs $(NODE_MODULES) ## every test, after installing the programs it needs where they are missing
 	$(DEBUG) $(PYTEST) $(IN_DEBUG_MODE)
 	$(PYTEST) tests $(IN_DEBUG_MODE:%=--ignore=%)
+
+soak: setup programs $(NODE_MODULES) ## the long tests at their full counts; takes hours
+	BONGSU_SOAK=1 $(PYTEST) tests -m soak
 
 check: setup lint types imports test ## exactly what CI runs
 

@@ -1,16 +1,17 @@
 """What the fuzzers feed: valid inputs, broken in small ways. The same every time.
 
-`BONGSU_FUZZ_COUNT` says how many inputs each fuzzer gets: 2,000 unless set, 1,000,000 in the long run.
+Each fuzzer gets 2,000 inputs in `make test`, a million in `make soak`.
 """
 
 from __future__ import annotations
 
-import os
 import random
 from collections.abc import Iterator, Sequence
 from typing import Final
 
-COUNT: Final = int(os.environ.get("BONGSU_FUZZ_COUNT", "2000"))
+from tests.scale import scaled
+
+COUNT: Final = scaled(2_000, 1_000_000)
 
 _TOKENS: Final = (
     *[

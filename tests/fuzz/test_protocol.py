@@ -31,6 +31,8 @@ from bongsu.protocol.messages import (
 )
 from bongsu.protocol.session import Session, SessionOptions
 
+pytestmark = pytest.mark.soak
+
 JSON_FRAMES = [
     b'{"id":1,"connect":{"token":"t","data":{"a":1},"name":"js","subs":{"#42":{"recover":true,"offset":3}}}}',
     b'{"id":2,"subscribe":{"channel":"c","flag":1,"delta":"fossil","tf":{"op":"not","nodes":[{"cmp":"ex"}]}}}',
