@@ -345,16 +345,23 @@ def test_text_that_is_not_utf8_is_not_published(one_server: RunningServer) -> No
     assert publish(one_server, b'{"channel":"news","data":"\xff\xfe"}').status_code == 400
 
 
-def handshake(server: Server, path: str, *extra: str, version: str = "13") -> tuple[bytes, bytes]:
+def handshake(
+    server: Server,
+    path: str,
+    *extra: str,
+    version: str = "13",
+    key: str = "dGhlIHNhbXBsZSBub25jZQ==",
+    line: str = "GET {path} HTTP/1.1",
+) -> tuple[bytes, bytes]:
     """A handshake by hand: (head, body) of the answer."""
     request = "\r\n".join(
         [
-            f"GET {path} HTTP/1.1",
+            line.format(path=path),
             f"Host: 127.0.0.1:{server.url.rsplit(':', 1)[1]}",
             "Connection: Upgrade",
             "Upgrade: websocket",
             f"Sec-WebSocket-Version: {version}",
-            "Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==",
+            f"Sec-WebSocket-Key: {key}",
             *extra,
             "",
             "",
@@ -388,7 +395,30 @@ REFUSED = [
 def test_a_refused_handshake_is_a_problem_and_names_its_replica(
     one_server: RunningServer, path: str, extra: list[str], expected: int, code: str
 ) -> None:
-    head, body = handshake(one_server, path, *extra)
+    is_problem(handshake(one_server, path, *extra), expected, code)
+
+
+MALFORMED: list[tuple[dict[str, str], list[str], int, str]] = [
+    ({"version": "8"}, [], 400, "bad_request"),
+    ({}, ["Sec-WebSocket-Version: 13"], 400, "bad_request"),
+    ({}, ["Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ=="], 400, "bad_request"),
+    ({"key": "c2hvcnQ="}, [], 400, "bad_request"),
+    ({"key": "no base64"}, [], 400, "bad_request"),
+    ({}, ["Origin: http://a", "Origin: http://b"], 400, "bad_request"),
+    ({"line": "POST {path} HTTP/1.1"}, [], 405, "method_not_allowed"),
+    ({"line": "GET {path} HTTP/1.0"}, [], 400, "bad_request"),
+]
+
+
+@pytest.mark.parametrize(("parts", "extra", "expected", "code"), MALFORMED)
+def test_a_handshake_that_breaks_its_own_rules_is_refused_in_the_same_form(
+    one_server: RunningServer, parts: dict[str, str], extra: list[str], expected: int, code: str
+) -> None:
+    is_problem(handshake(one_server, "/ws", *extra, **parts), expected, code)
+
+
+def is_problem(answer: tuple[bytes, bytes], expected: int, code: str) -> None:
+    head, body = answer
     lines = head.lower().splitlines()
     assert lines[0].split()[1] == str(expected).encode()
     assert b"content-type: application/problem+json" in lines

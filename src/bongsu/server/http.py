@@ -18,6 +18,12 @@ MAX_HEAD = 64 * 1024
 HEAD_TIMEOUT = 10.0
 """Seconds for the head of a request to arrive, from the first byte on; also for the first byte."""
 
+REST_TIMEOUT = 10.0
+"""Seconds that the rest of a body may take once its request has been answered; nobody reads it."""
+
+STALLED = 60.0
+"""Seconds without the peer taking a byte of a response after which the connection is cut."""
+
 
 class BongsuConfig(Config):
     """uvicorn's configuration, and what our protocol classes need besides."""
@@ -39,7 +45,10 @@ def raw_response(problem: Problem, headers: list[tuple[bytes, bytes]]) -> bytes:
 
 
 class BongsuHttpProtocol(HttpToolsProtocol):
-    """Refuses heads that are too long (431), malformed (400) or never end (the connection is closed)."""
+    """Refuses heads that are too long (431), malformed (400) or never end (the connection is closed).
+
+    Nothing a peer does or leaves undone holds a connection without a deadline.
+    """
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -47,14 +56,18 @@ class BongsuHttpProtocol(HttpToolsProtocol):
         self._unparsed = 0
         self._in_head = True
         self._refused = False
-        self._head_timer: asyncio.TimerHandle | None = None
+        self._in_body = False
+        # Until when what must arrive next has to be here: the head, or a rest that nobody reads.
+        self._arrival: asyncio.TimerHandle | None = None
+        self._departure: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # as uvicorn's
         super().connection_made(transport)
-        self._head_timer = self.loop.call_later(HEAD_TIMEOUT, transport.close)
+        self._arrives_within(HEAD_TIMEOUT)
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._stop_timer()
+        self._stop_departure()
         super().connection_lost(exc)
 
     def on_message_begin(self) -> None:
@@ -63,8 +76,7 @@ class BongsuHttpProtocol(HttpToolsProtocol):
         self.scope["extensions"] = {CUT_EXTENSION: {"cut": self.transport.abort}}
         self._in_head = True
         self._head_size = 0
-        if self._head_timer is None:
-            self._head_timer = self.loop.call_later(HEAD_TIMEOUT, self.transport.close)
+        self._arrives_within(HEAD_TIMEOUT)
 
     def on_url(self, url: bytes) -> None:
         super().on_url(url)
@@ -80,6 +92,7 @@ class BongsuHttpProtocol(HttpToolsProtocol):
 
     def on_headers_complete(self) -> None:
         self._in_head = False
+        self._in_body = True
         self._unparsed = 0
         self._stop_timer()
         if self._head_size > MAX_HEAD:
@@ -94,8 +107,41 @@ class BongsuHttpProtocol(HttpToolsProtocol):
 
     def on_message_complete(self) -> None:
         self._unparsed = -1
-        if not self._refused:
-            super().on_message_complete()
+        self._in_body = False
+        if self._refused:
+            return
+        super().on_message_complete()
+        if self._arrival is not None:  # the rest is here: uvicorn's keep-alive timer ended when it began
+            self._arrives_within(HEAD_TIMEOUT)
+
+    def on_response_complete(self) -> None:
+        super().on_response_complete()
+        if self._in_body and not self.pipeline:
+            self._arrives_within(REST_TIMEOUT)
+
+    def pause_writing(self) -> None:
+        super().pause_writing()
+        self._watch_departure(self.transport.get_write_buffer_size())
+
+    def resume_writing(self) -> None:
+        self._stop_departure()
+        super().resume_writing()
+
+    def _watch_departure(self, unsent: int) -> None:
+        self._stop_departure()
+        self._departure = self.loop.call_later(STALLED, self._check_departure, unsent)
+
+    def _check_departure(self, unsent: int) -> None:
+        left = self.transport.get_write_buffer_size()
+        if left < unsent:
+            self._watch_departure(left)
+        else:
+            self.transport.abort()  # `close` would wait for the unsent bytes for ever
+
+    def _stop_departure(self) -> None:
+        if self._departure is not None:
+            self._departure.cancel()
+            self._departure = None
 
     def data_received(self, data: bytes) -> None:
         if self._refused:
@@ -110,9 +156,14 @@ class BongsuHttpProtocol(HttpToolsProtocol):
                 self.transport.abort()
 
     def handle_websocket_upgrade(self) -> None:
-        if not self._refused:
-            self._stop_timer()
+        self._stop_timer()
+        self._stop_departure()
+        if self._refused:
+            return
+        if self.parser.get_http_version() == "1.1":
             super().handle_websocket_upgrade()
+        else:  # uvicorn hands over a request that says 1.1 whatever it was
+            self._refuse(Problem(problems.BAD_REQUEST, "WebSockets need HTTP/1.1 (RFC 6455 §4.1)."))
 
     def send_400_response(self, msg: str) -> None:
         self._refuse(Problem(problems.BAD_REQUEST, msg))
@@ -125,7 +176,16 @@ class BongsuHttpProtocol(HttpToolsProtocol):
         self.transport.write(raw_response(problem, cast("BongsuConfig", self.config).server_headers))
         self.transport.close()
 
+    def _arrives_within(self, seconds: float) -> None:
+        self._stop_timer()
+        self._arrival = self.loop.call_later(seconds, self._late)
+
+    def _late(self) -> None:
+        self.transport.close()
+        if unsent := self.transport.get_write_buffer_size():
+            self._watch_departure(unsent)
+
     def _stop_timer(self) -> None:
-        if self._head_timer is not None:
-            self._head_timer.cancel()
-            self._head_timer = None
+        if self._arrival is not None:
+            self._arrival.cancel()
+            self._arrival = None

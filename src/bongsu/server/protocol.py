@@ -12,13 +12,16 @@ import asyncio
 import logging
 import socket
 import sys
+from functools import partial
+from http import HTTPStatus
 from typing import Any, cast
 
 import structlog
 from uvicorn.protocols.utils import ClientDisconnected
 from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIOProtocol
+from websockets.datastructures import Headers
 from websockets.frames import CloseCode, Frame
-from websockets.http11 import Request
+from websockets.http11 import Request, Response
 from websockets.protocol import OPEN
 
 from bongsu.protocol import problems
@@ -79,7 +82,10 @@ class BongsuWebSocketProtocol(WebSocketsSansIOProtocol):
         offered = event.headers.get_all("Sec-WebSocket-Protocol")
         if offered and not any(value.strip() for value in offered):
             del event.headers["Sec-WebSocket-Protocol"]
+        # What it refuses itself (no version, a bad key, two origins) would be plain text of no replica.
+        self.conn.reject = partial(_rejection, self.server_headers())  # type: ignore[method-assign]
         super().handle_connect(event)
+        del self.conn.reject
 
     def _refuse_handshake(self, detail: str) -> None:
         # More or longer headers than websockets accepts; the base class would leave the client waiting.
@@ -341,6 +347,24 @@ class BongsuWebSocketProtocol(WebSocketsSansIOProtocol):
         if self._receiver is not None:
             receiver, self._receiver = self._receiver, _NOBODY
             receiver.lost(self._failed_with)
+
+
+def _rejection(server_headers: list[tuple[bytes, bytes]], status: int, text: str) -> Response:
+    """In place of `ServerProtocol.reject`: the same status as a problem document."""
+    kind = {405: problems.METHOD_NOT_ALLOWED, 426: problems.UPGRADE_REQUIRED}.get(
+        status, problems.BAD_REQUEST
+    )
+    problem = Problem(kind, text.partition("\n")[0])
+    body = problem.body()
+    headers = Headers(
+        (name.decode(), value.decode()) for name, value in [*problem.headers(), *server_headers]
+    )
+    headers["content-length"] = str(len(body))
+    headers["connection"] = "close"
+    headers["sec-websocket-version"] = (
+        "13"  # RFC 6455 §4.2.2: tell a client of another version which we speak
+    )
+    return Response(kind.status, HTTPStatus(kind.status).phrase, headers, body)
 
 
 class _Nobody:
