@@ -168,6 +168,14 @@ class Child:
             self._process.send_signal(self._stop_signal)
         self._expected_to_end = self._asked_to_stop = True
 
+    def hurry(self, harder: signal.Signals, *, after: float) -> None:
+        """Having asked it to stop, send it `harder` as well if it is still there `after` seconds from now."""
+        if self._process is not None and self.running:
+            try:
+                self._process.wait(after)
+            except subprocess.TimeoutExpired:
+                self._process.send_signal(harder)
+
     def stop(self) -> None:
         """Ask it to end; after `grace` seconds end its whole process group. Safe to call twice."""
         self.ask_to_stop()

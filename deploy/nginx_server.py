@@ -71,6 +71,9 @@ class NginxServer:
 
     def stop(self) -> None:
         """End it and remove what belongs to this run alone: pid file, temporary directories, ports."""
+        self.child.ask_to_stop()
+        # With the replicas gone, only clients that take nothing any more are left; nginx would wait for them.
+        self.child.hurry(signal.SIGTERM, after=2)
         self.child.stop()
         shutil.rmtree(self._state / "nginx", ignore_errors=True)
         for name in ("replicas.conf", "listen.conf"):

@@ -1,10 +1,12 @@
-"""A client of the plain broadcast that remembers everything, and waits without sleeping."""
+"""Clients of the plain broadcast: one that remembers all and waits without sleeping, one that stalls."""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
+import socket
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
+from urllib.parse import urlsplit
 
 import websockets
 from websockets.asyncio.client import ClientConnection
@@ -85,3 +87,22 @@ async def eventually(
                 await asyncio.sleep(0.05)
     except TimeoutError:
         raise TimeoutError(f"not within {within:g} s: {what}") from None
+
+
+def open_stalled_socket(base: str) -> socket.socket:
+    """A client of `/ws` that completes the handshake and never reads again."""
+    address = urlsplit(base)
+    stalled = socket.socket()
+    stalled.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 65_536)
+    stalled.settimeout(30)
+    stalled.connect((address.hostname, address.port))
+    stalled.sendall(
+        b"GET /ws HTTP/1.1\r\nHost: " + address.netloc.encode() + b"\r\nUpgrade: websocket\r\n"
+        b"Connection: Upgrade\r\nSec-WebSocket-Version: 13\r\n"
+        b"Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n"
+    )
+    head = b""
+    while not head.endswith(b"\r\n\r\n"):
+        head += stalled.recv(1)
+    assert head.startswith(b"HTTP/1.1 101 "), head
+    return stalled

@@ -6,14 +6,12 @@ import asyncio
 import hashlib
 import os
 import re
-import socket
 from collections import Counter
 from collections.abc import Awaitable, Callable
-from urllib.parse import urlsplit
 
 import httpx
 from deploy.cluster import Cluster
-from tests.e2e.listener import Listener, eventually
+from tests.e2e.listener import Listener, eventually, open_stalled_socket
 
 Listen = Callable[[str], Awaitable[Listener]]
 
@@ -196,22 +194,3 @@ async def test_a_client_that_stops_reading_is_closed_and_the_others_get_everythi
         assert not client.closed
     assert await slow_clients_closed() == 1
     stalled.close()
-
-
-def open_stalled_socket(base: str) -> socket.socket:
-    """A client of `/ws` that completes the handshake and never reads again."""
-    address = urlsplit(base)
-    stalled = socket.socket()
-    stalled.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 65_536)
-    stalled.settimeout(30)
-    stalled.connect((address.hostname, address.port))
-    stalled.sendall(
-        b"GET /ws HTTP/1.1\r\nHost: " + address.netloc.encode() + b"\r\nUpgrade: websocket\r\n"
-        b"Connection: Upgrade\r\nSec-WebSocket-Version: 13\r\n"
-        b"Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n"
-    )
-    head = b""
-    while not head.endswith(b"\r\n\r\n"):
-        head += stalled.recv(1)
-    assert head.startswith(b"HTTP/1.1 101 "), head
-    return stalled

@@ -12,11 +12,13 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+import httpx
 import psutil
 import pytest
 from deploy.child import Child
 from deploy.cluster import REPOSITORY
 from deploy.postgres_server import home_for
+from tests.e2e.listener import open_stalled_socket
 from tests.servers import answers, free_port, outer_environment, wait_until
 
 
@@ -104,6 +106,20 @@ def test_a_signal_ends_everything_and_only_data_stays(runner: Runner, ending: si
         assert any(line.split()[:2] == [part, "*"] for line in said.splitlines()), (part, said)
     for secret in ("api.key", "token.secret", "postgres.password"):
         assert (runner.state / secret).read_text().strip() not in said
+
+
+def test_a_client_that_takes_nothing_holds_up_no_end(runner: Runner) -> None:
+    """nginx waits for its connections to end, and one that has been handed over to the kernel never does."""
+    runner.start()
+    base = f"http://127.0.0.1:{runner.port}"
+    headers = {"X-API-Key": (runner.state / "api.key").read_text().strip()}
+    with open_stalled_socket(base):
+        for _ in range(500):  # 2 MB: more than its kernel and nginx's take for it
+            body = {"channel": "broadcast", "data": "x" * 4096}
+            httpx.post(f"{base}/api/publish", json=body, headers=headers).raise_for_status()
+        runner.child.stop()
+    assert runner.child.exit_code == 0, runner.child.log()
+    assert "killing it" not in runner.child.log()
 
 
 def test_nothing_outlives_a_runner_that_was_killed_and_the_next_one_has_its_data(runner: Runner) -> None:
