@@ -181,7 +181,8 @@ class Settings(_Options):
     storage_url: str = Field(
         default_factory=lambda: (Path.cwd() / "var" / "uploads").as_uri(),
         repr=False,
-        description="Where files are stored: file:///directory, one for all replicas; default: var/uploads",
+        description="Where files are stored: file:///directory, one for all replicas; default: var/uploads. "
+        "memory:// keeps up to 256 MiB until the process ends, for tests and demonstrations",
     )
     api_key: SecretStr | None = Field(
         None,
@@ -244,9 +245,11 @@ class Settings(_Options):
     @classmethod
     def _storage_is_known(cls, url: str) -> str:
         scheme, rest = _split_scheme(url)
-        if scheme != "file":
-            raise ValueError("must begin with file:///")
-        if not rest.startswith("/"):
+        if scheme not in {"file", "memory"}:
+            raise ValueError("must begin with file:/// or memory://")
+        if scheme == "memory" and rest:
+            raise ValueError("memory:// takes nothing after it")
+        if scheme == "file" and not rest.startswith("/"):
             raise ValueError("must name an absolute directory: file:///path/to/uploads")
         return url
 

@@ -13,7 +13,7 @@ from bongsu.db.models import Upload, UploadLog
 from bongsu.db.session import Database
 from bongsu.jobs.queue import Lease, LeaseLost, Queue
 from bongsu.uploads import rows
-from bongsu.uploads.stores.base import BATCH, Store, StoreError, object_key, segment_key
+from bongsu.uploads.stores.base import BATCH, Piece, Store, StoreError, object_key, segment_key
 
 __all__ = ["FINISH", "Announce", "FinishUpload"]
 
@@ -58,7 +58,7 @@ class FinishUpload:
         key = object_key(upload.id, lease.attempt)
         segment = segment_key(upload.id, upload.epoch)
         try:
-            await self._store.compose([segment], key)
+            await self._store.compose([Piece(segment, upload.size)], key)
             sha256 = await self._hash(key, upload.size)
             stored, entry = await self._commit(lease, key, sha256)
         except LeaseLost:

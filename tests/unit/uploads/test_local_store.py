@@ -5,12 +5,13 @@ from __future__ import annotations
 import asyncio
 import errno
 import os
+import shutil
 import stat
 from pathlib import Path
 
 import pytest
 
-from bongsu.uploads.stores import LocalStore, StoreFull, StoreUnavailable, store_from_url
+from bongsu.uploads.stores import LocalStore, Piece, StoreFull, StoreUnavailable, store_from_url
 from bongsu.uploads.stores.base import object_key, segment_key
 from bongsu.uploads.stores.local import FileWriter, _Threads
 
@@ -42,7 +43,7 @@ async def test_files_can_be_read_by_their_owner_only(tmp_path: Path) -> None:
     await store.start()
     writer = await store.open_segment(segment_key(ID, 1))
     await writer.close()
-    await store.compose([segment_key(ID, 1), segment_key(ID, 1)], object_key(ID, 1))
+    await store.compose([Piece(segment_key(ID, 1), 0)], object_key(ID, 1))
     await store.stop()
     modes = {stat.S_IMODE(path.stat().st_mode) for path in store.root.rglob("*") if path.is_file()}
     assert modes == {0o600}
@@ -58,14 +59,53 @@ async def test_a_file_system_without_hard_links_gets_a_copy(
     monkeypatch.setattr(os, "link", refuse)
     store = LocalStore(tmp_path)
     await store.start()
-    writer = await store.open_segment(segment_key(ID, 1))
-    await writer.write(b"bytes")
-    await writer.commit()
-    await writer.close()
-    await store.compose([segment_key(ID, 1)], object_key(ID, 1))
+    await _segment(store, 1, b"bytes")
+    await store.compose([Piece(segment_key(ID, 1), 5)], object_key(ID, 1))
     await store.stop()
     assert (tmp_path / object_key(ID, 1)).read_bytes() == b"bytes"
     assert (tmp_path / object_key(ID, 1)).stat().st_nlink == 1
+
+
+async def test_an_upload_of_one_segment_is_not_copied(tmp_path: Path) -> None:
+    store = LocalStore(tmp_path)
+    await store.start()
+    await _segment(store, 1, b"bytes")
+    await store.compose([Piece(segment_key(ID, 1), 5)], object_key(ID, 1))
+    await store.stop()
+    assert (tmp_path / object_key(ID, 1)).samefile(tmp_path / segment_key(ID, 1))
+
+
+async def test_where_the_kernel_cannot_copy_we_do(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object) -> None:
+        raise OSError(errno.EXDEV, os.strerror(errno.EXDEV))
+
+    monkeypatch.setattr(os, "copy_file_range", refuse)
+    store = LocalStore(tmp_path)
+    await store.start()
+    content = os.urandom(5 * 1024 * 1024)
+    await _segment(store, 1, content + b"more than was committed")
+    await _segment(store, 2, b"the rest")
+    pieces = [Piece(segment_key(ID, 1), len(content)), Piece(segment_key(ID, 2), 8)]
+    await store.compose(pieces, object_key(ID, 1))
+    await store.stop()
+    assert (tmp_path / object_key(ID, 1)).read_bytes() == content + b"the rest"
+
+
+async def test_the_room_that_is_left_is_the_disks(tmp_path: Path) -> None:
+    store = LocalStore(tmp_path)
+    await store.start()
+    free = await store.free()
+    await store.stop()
+    disk = await asyncio.to_thread(shutil.disk_usage, tmp_path)
+    assert free is not None
+    assert 0 < free < disk.total
+
+
+async def _segment(store: LocalStore, epoch: int, content: bytes) -> None:
+    writer = await store.open_segment(segment_key(ID, epoch))
+    await writer.write(content)
+    await writer.commit()
+    await writer.close()
 
 
 async def test_a_key_that_leads_out_of_the_directory_is_refused(tmp_path: Path) -> None:

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Final, Protocol
+from collections.abc import AsyncIterator, Sequence
+from dataclasses import dataclass
+from typing import Final, Protocol, runtime_checkable
 
 __all__ = [
     "BATCH",
+    "HasRoom",
+    "Kept",
+    "Listable",
     "ObjectMissing",
+    "Piece",
     "Reader",
     "SegmentWriter",
     "Store",
@@ -50,6 +55,22 @@ def object_key(upload_id: str, attempt: int) -> str:
     return f"objects/{upload_id[-2:]}/{upload_id}.{attempt}"
 
 
+@dataclass(frozen=True, slots=True)
+class Piece:
+    """The first `size` bytes of the segment `key`: what its writer could commit, however much it wrote."""
+
+    key: str
+    size: int
+
+
+@dataclass(frozen=True, slots=True)
+class Kept:
+    """Something in the store. `age`: seconds since it was last written to, by the store's own clock."""
+
+    key: str
+    age: float
+
+
 class SegmentWriter(Protocol):
     """Appends to one segment. One call at a time; `close` exactly once, also after an error."""
 
@@ -67,7 +88,7 @@ class SegmentWriter(Protocol):
 
 
 class Reader(Protocol):
-    """Reads one finished object, which stays readable even when it is deleted meanwhile."""
+    """Reads one finished object. What it returns is of that object, whatever happens to the key meanwhile."""
 
     @property
     def size(self) -> int:
@@ -75,7 +96,11 @@ class Reader(Protocol):
         ...
 
     async def read(self, offset: int, length: int) -> bytes:
-        """Up to `length` bytes from `offset`; fewer only at the end. Raises `StoreUnavailable`."""
+        """Up to `length` bytes from `offset`; fewer only at the end.
+
+        Raises `StoreUnavailable`, and `ObjectMissing` when it has been deleted or replaced and the store
+        cannot keep it for its readers.
+        """
         ...
 
     async def close(self) -> None: ...
@@ -98,18 +123,45 @@ class Store(Protocol):
         """Begin a segment. Raises `StoreError` when it exists: an epoch has one writer."""
         ...
 
-    async def compose(self, segments: Sequence[str], key: str) -> None:
-        """Make the object `key` of the segments, in order; it survives a power failure on return.
+    async def compose(self, pieces: Sequence[Piece], key: str) -> None:
+        """Make the object `key` of the pieces, in order; it survives a power failure on return.
 
-        The segments stay, and need not be read again for a single one. An object left under `key` by an
-        earlier try is replaced. Raises `ObjectMissing` when a segment is not there.
+        Nobody writes to the last piece's segment any more: its writer has finished the upload, and its
+        piece is named even when it is empty. The others' writers may be frozen, and write on when they
+        thaw; the object must not show that. The segments stay. An object left under `key` by an earlier
+        try is replaced. Raises `ObjectMissing` when a segment is not there, or has fewer bytes than its
+        piece; then there is no object.
         """
         ...
 
     async def open(self, key: str) -> Reader:
-        """Open a segment or an object. Raises `ObjectMissing`."""
+        """Open an object. Raises `ObjectMissing`."""
         ...
 
     async def delete(self, key: str) -> None:
-        """Remove it; nothing happens when it is not there."""
+        """Remove an object or a segment, and all that makes it up; nothing happens when it is not there."""
+        ...
+
+
+# What a store may offer besides. Looked up once, when the store is given to the service.
+
+
+@runtime_checkable
+class HasRoom(Protocol):
+    """A store that can be full and knows when."""
+
+    async def free(self) -> int | None:
+        """Bytes that still fit, or None when nobody can say now."""
+        ...
+
+
+@runtime_checkable
+class Listable(Protocol):
+    """A store that can say what it holds, so that bytes whose row is gone can be found and removed."""
+
+    def kept(self) -> AsyncIterator[Kept]:
+        """Every segment and object, unfinished ones too; each once, in no order, for `Store.delete`.
+
+        What appears or goes while it runs may be told or not. Raises `StoreUnavailable`.
+        """
         ...
