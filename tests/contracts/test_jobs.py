@@ -75,7 +75,7 @@ async def test_each_job_is_claimed_by_exactly_one_of_many_replicas(
     async def take_all(queue: Queue) -> list[str]:
         taken = []
         while (lease := await queue.claim([KIND])) is not None:
-            taken.append(lease.upload_id)
+            taken.append(str(lease.upload_id))
         return taken
 
     taken = await asyncio.gather(*(take_all(Queue(d, f"r{n}")) for n, d in enumerate(replicas) for _ in "ab"))

@@ -8,12 +8,34 @@ import time
 from datetime import datetime
 from typing import ClassVar, Final, Literal
 
-from sqlalchemy import BigInteger, ForeignKey, Index, MetaData, String, Text, UniqueConstraint
+from sqlalchemy import (
+    BigInteger,
+    ForeignKey,
+    Index,
+    Integer,
+    LargeBinary,
+    MetaData,
+    SmallInteger,
+    String,
+    Text,
+    UniqueConstraint,
+)
 from sqlmodel import Field, SQLModel
 
 from bongsu.db.columns import UTCDateTime
 
-__all__ = ["Job", "JobState", "Table", "Upload", "UploadLog", "UploadState", "is_id", "new_id"]
+__all__ = [
+    "Job",
+    "JobState",
+    "Outbox",
+    "OutboxRelay",
+    "Table",
+    "Upload",
+    "UploadLog",
+    "UploadState",
+    "is_id",
+    "new_id",
+]
 
 UploadState = Literal["receiving", "received", "processing", "stored", "failed", "expired"]
 JobState = Literal["queued", "running", "done", "dead"]
@@ -81,18 +103,28 @@ class Upload(Table, table=True):
 
 
 class Job(Table, table=True):
-    """A piece of work that must be done, whatever dies. Unique per upload and kind.
+    """A piece of work that must be done, whatever dies. Of one upload, or of the embedding application.
 
     `attempts` counts claims and is the fence: a worker owns the job while the row still has its attempt.
     `failures` and `expiries` bound it, counted apart: that a replica was killed is not the job's fault.
     """
 
     __tablename__ = "job"
-    __table_args__ = (UniqueConstraint("upload_id", "kind"), Index(None, "state", "run_after"))
+    __table_args__ = (
+        UniqueConstraint("upload_id", "kind"),
+        UniqueConstraint("kind", "unique_key"),
+        Index(None, "state", "run_after"),
+    )
 
     id: str = Field(primary_key=True, sa_type=String(32))
-    upload_id: str = Field(sa_type=String(32), sa_column_args=(ForeignKey("upload.id", ondelete="CASCADE"),))
-    kind: str = Field(sa_type=String(32))
+    upload_id: str | None = Field(
+        default=None, sa_type=String(32), sa_column_args=(ForeignKey("upload.id", ondelete="CASCADE"),)
+    )
+    kind: str = Field(sa_type=String(64))
+    unique_key: str | None = Field(
+        default=None, sa_type=String(255), description="No second job of this kind while this one is kept"
+    )
+    payload: str | None = Field(default=None, sa_type=Text, description="JSON; of the application's jobs")
     state: str = Field(sa_type=String(16), description="A JobState")
     attempts: int = Field(default=0)
     failures: int = Field(default=0)
@@ -102,6 +134,40 @@ class Job(Table, table=True):
     run_after: datetime = Field(sa_type=UTCDateTime)
     last_error: str | None = Field(default=None, sa_type=Text, description="For the operator")
     created_at: datetime = Field(sa_type=UTCDateTime)
+    finished_at: datetime | None = Field(default=None, sa_type=UTCDateTime, description="Done or dead since")
+
+
+class Outbox(Table, table=True):
+    """A publication that was committed with other rows and waits for the relay of its partition.
+
+    The row is deleted when the broker has it. `id` is never used twice, not even when the table was empty.
+    """
+
+    __tablename__ = "outbox"
+    __table_args__ = (Index(None, "partition", "id"), {"sqlite_autoincrement": True})
+
+    id: int | None = Field(
+        default=None, primary_key=True, sa_type=BigInteger().with_variant(Integer, "sqlite")
+    )
+    partition: int = Field(sa_type=SmallInteger)
+    channel: str = Field(sa_type=Text)
+    data: bytes = Field(sa_type=LargeBinary)
+    created_at: datetime = Field(sa_type=UTCDateTime)
+
+
+class OutboxRelay(Table, table=True):
+    """Who relays a partition of the outbox, one row each.
+
+    `term` is the fence and only grows. The lease counts on SQLite; on PostgreSQL an advisory lock stands in
+    for it.
+    """
+
+    __tablename__ = "outbox_relay"
+
+    partition: int = Field(primary_key=True, sa_type=SmallInteger, sa_column_kwargs={"autoincrement": False})
+    term: int = Field(default=0, sa_type=BigInteger)
+    owner: str | None = Field(default=None, sa_type=String(255))
+    lease_until: datetime | None = Field(default=None, sa_type=UTCDateTime)
 
 
 class UploadLog(Table, table=True):

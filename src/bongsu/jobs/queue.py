@@ -28,10 +28,10 @@ class LeaseLost(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Lease:
-    """One attempt at one job."""
+    """One attempt at one job. `upload_id` is None for a job of the embedding application."""
 
     job_id: str
-    upload_id: str
+    upload_id: str | None
     kind: str
     attempt: int
     failures: int
@@ -156,4 +156,5 @@ def _held(lease: Lease) -> Update:
 
 
 def _ended(lease: Lease, state: str) -> Update:
-    return _held(lease).values(state=state, lease_owner=None, lease_until=None)
+    ended = _held(lease).values(state=state, lease_owner=None, lease_until=None)
+    return ended if state == "queued" else ended.values(finished_at=clock())

@@ -51,7 +51,7 @@ class FinishUpload:
 
     async def run(self, lease: Lease) -> None:
         async with self._database.transaction() as session:
-            upload = await rows.process(session, lease.upload_id)
+            upload = await rows.process(session, _upload(lease))
         if upload is None:
             raise LeaseLost(f"upload {lease.upload_id} is gone")
         await self._announce(upload)
@@ -86,7 +86,7 @@ class FinishUpload:
         async with self._database.transaction() as session:
             await self._jobs.complete(session, lease)
             upload = await rows.store(
-                session, lease.upload_id, key=key, sha256=sha256, finished_by=self._replica
+                session, _upload(lease), key=key, sha256=sha256, finished_by=self._replica
             )
             if upload is None:
                 raise LeaseLost(f"upload {lease.upload_id} is gone")
@@ -124,13 +124,18 @@ class FinishUpload:
         reason = str(error) if isinstance(error, StoreError) else "an unexpected error, see the server's log"
         await rows.fail(
             session,
-            lease.upload_id,
+            _upload(lease),
             error=f"Given up after {lease.failures + 1} failures: {reason}.",
             finished_by=self._replica,
         )
 
     async def gave_up(self, lease: Lease) -> None:
         async with self._database.session() as session:
-            found = await rows.get(session, lease.upload_id)
+            found = await rows.get(session, _upload(lease))
         if found is not None:
             await self._announce(found[0])
+
+
+def _upload(lease: Lease) -> str:
+    assert lease.upload_id is not None, "a job of this kind is enqueued with its upload"
+    return lease.upload_id

@@ -1,0 +1,58 @@
+"""The transactional outbox: what is to be published is written beside the rows that it is about.
+
+A publication sent before the commit may speak of rows that never come to be, one sent after it is lost when
+the process dies in between. A row in `outbox` is committed with the others or not at all, and the relays
+(`bongsu.jobs.relay`) publish what was committed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Final
+from zlib import crc32
+
+from sqlalchemy import event, insert
+from sqlalchemy.ext.asyncio import AsyncSession
+from sqlalchemy.orm import Session
+
+from bongsu.db.columns import clock
+from bongsu.db.models import Outbox
+
+__all__ = ["BELL", "PARTITIONS", "partition_of", "publish"]
+
+PARTITIONS: Final = 16
+"""Fixed for ever: each is relayed by one relay at a time, and a channel is always in the same one."""
+
+BELL: Final = "bongsu.outbox.bell"
+"""Key in `Session.info` of the function that is called once a publication has been committed."""
+
+
+def partition_of(channel: str) -> int:
+    """Not `hash()`: every replica must come to the same answer."""
+    return crc32(channel.encode()) % PARTITIONS
+
+
+async def publish(session: AsyncSession, channel: str, data: bytes) -> None:
+    """Publish `data` on `channel` when the transaction of `session` is committed, and only then.
+
+    `data` is what subscribers get: JSON, unless the channel is a binary one. Neither is checked here.
+
+    Publications of one channel arrive in the order in which their transactions were committed, where one
+    was committed before the next began to publish; each once. Raises what `session.execute` raises.
+    """
+    await session.execute(
+        insert(Outbox).values(partition=partition_of(channel), channel=channel, data=data, created_at=clock())
+    )
+    ring: Callable[[], None] | None = session.info.get(BELL)
+    if ring is not None and not session.info.get(_RINGS):
+        # Without the bell the relays find the row at their next look.
+        session.info[_RINGS] = True
+        event.listen(session.sync_session, "after_commit", _ring, once=True)
+
+
+_RINGS: Final = "bongsu.outbox.rings"
+
+
+def _ring(session: Session) -> None:
+    session.info[_RINGS] = False
+    session.info[BELL]()
