@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import os
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from typing import cast
 
 import hiredis
 import pytest
+import redis
 from redis.asyncio import Redis
 from tests.contracts.test_brokers import DEADLINE, Listener
 from tests.servers import RedisServer, free_port
@@ -33,6 +35,11 @@ async def until(condition: Callable[[], bool]) -> None:
     async with asyncio.timeout(DEADLINE):
         while not condition():  # noqa: ASYNC110  # the broker has states, not events
             await asyncio.sleep(0.005)
+
+
+def test_redis_py_is_the_version_that_this_run_is_about() -> None:
+    """`make test` runs these tests over the older major version too (see Makefile)."""
+    assert redis.__version__.startswith(os.environ.get("BONGSU_TEST_REDIS_PY", "8."))
 
 
 async def test_every_wish_is_granted_again_after_a_restart(redis_server: RedisServer) -> None:
