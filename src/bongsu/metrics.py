@@ -20,6 +20,18 @@ class Metrics:
         self.disconnects = Counter(
             "bongsu_disconnects", "Clients closed by this replica, by close code", ["code"], registry=registry
         )
+        self.slow = Counter(
+            "bongsu_slow_clients",
+            "Clients closed because they read too slowly (3008), by what showed it",
+            ["reason"],
+            registry=registry,
+        )
+        self.dropped = Counter(
+            "bongsu_dropped_publications",
+            "Publications given up for clients that read too slowly, by their namespace's policy",
+            ["policy"],
+            registry=registry,
+        )
         self.received = Counter(
             "bongsu_messages_received", "Messages from clients", ["transport"], registry=registry
         )

@@ -6,6 +6,7 @@ import asyncio
 from collections import deque
 from collections.abc import Callable
 
+from bongsu.node.backlog import Policy
 from bongsu.node.client import Client
 from bongsu.node.variants import Variant
 from bongsu.protocol.messages import Join, Leave, Publication
@@ -52,6 +53,7 @@ class Channel:
         "meta_ttl",
         "name",
         "offset",
+        "policy",
         "reserved",
         "ring",
         "ring_bytes",
@@ -72,6 +74,8 @@ class Channel:
         self.checked_at = 0.0
         self.meta_ttl = 0.0
         """Seconds the stream's position outlives its last use; set by whoever subscribes to the stream."""
+        self.policy: Policy | None = None
+        """What slow subscribers may miss, set by whoever subscribes; None: nothing, they are closed."""
 
     @property
     def followed(self) -> bool:

@@ -13,6 +13,7 @@ from typing import ClassVar, Final, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
+from bongsu.node.backlog import Policy
 from bongsu.protocol.errors import ERROR_BAD_REQUEST, ERROR_UNKNOWN_CHANNEL, Error
 
 BROADCAST: Final = "broadcast"
@@ -126,10 +127,28 @@ class ChannelOptions(BaseModel):
         "anything but nothing",
     )
 
+    slow_consumer: Literal["disconnect", "drop_oldest", "conflate"] = Field(
+        "disconnect",
+        description="What becomes of a subscriber that reads too slowly: disconnect (3008); drop_oldest, it "
+        "misses what waited longest; conflate, only the latest waits for it. Not with history",
+    )
+    conflate_key: str = Field(
+        "",
+        description="With conflate: the tag whose every value has a latest publication of its own; unset = "
+        "there is one of the channel",
+    )
+
     @property
     def has_history(self) -> bool:
         """Whether publications are kept."""
         return self.history_size > 0 and self.history_ttl > 0
+
+    @property
+    def policy(self) -> Policy | None:
+        """What slow subscribers may miss; None: nothing."""
+        if self.slow_consumer == "disconnect":
+            return None
+        return Policy(self.slow_consumer == "conflate", self.conflate_key)
 
     @field_validator("channel_regex")
     @classmethod
@@ -148,6 +167,13 @@ class ChannelOptions(BaseModel):
             for name in _NEED_HISTORY:
                 if getattr(self, name):
                     raise ValueError(f"{name} needs history; set history_size and history_ttl")
+        if self.has_history and self.slow_consumer != "disconnect":
+            raise ValueError(
+                f"slow_consumer = {self.slow_consumer} would break the promise of history, that nothing is "
+                "missed unsaid; leave history out, or slow_consumer at disconnect"
+            )
+        if self.conflate_key and self.slow_consumer != "conflate":
+            raise ValueError("conflate_key needs slow_consumer = conflate")
         if self.history_meta_ttl < self.history_ttl:
             # The stream would begin again, in a new epoch, while its publications are still there.
             raise ValueError("history_meta_ttl must not be less than history_ttl")

@@ -1,9 +1,9 @@
 """One connection: its outbox, its single way out, and what happens when it is slow.
 
 Everything that leaves goes through `Client.emit` or `Client.close`, both synchronous: a reply can't be
-overtaken by a push, and nothing follows a close. The outbox, `pending`, is always one of four lists, so
-that the fan-out only ever appends: None (clean), a plain list (dirty: written at the end of this read), a
-`_Backlog` (the socket takes no more), or the `_Closed` that swallows what comes after the close.
+overtaken by a push, and nothing follows a close. The outbox, `pending`, is None (clean), or one of three that
+the fan-out only ever appends to: a plain list (dirty: written at the end of this read), a `Backlog` (the
+socket takes no more), or the `_Closed` that swallows what comes after the close.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from typing import Protocol
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from bongsu.auth import SubscriptionTokenOptions
+from bongsu.node.backlog import Backlog, Policy
 from bongsu.protocol.errors import SLOW, Disconnect
 from bongsu.protocol.messages import Principal
 
@@ -152,24 +153,9 @@ class Desk(Protocol):
         """`client`'s backlog is over its bound: close it, but not inside the fan-out."""
         ...
 
-
-class _Backlog(list[bytes]):
-    """The outbox of a paused client: counts its bytes, and says when they are too many."""
-
-    __slots__ = ("_bound", "_over", "size")
-
-    def __init__(self, bound: int, over: Callable[[], None]) -> None:
-        super().__init__()
-        self._bound = bound
-        self._over = over
-        self.size = 0
-
-    def append(self, chunk: bytes) -> None:
-        if self.size <= self._bound:
-            super().append(chunk)
-            self.size += len(chunk)
-            if self.size > self._bound:
-                self._over()
+    def dropped(self, policy: Policy) -> None:
+        """A publication for a client that is paused was given up."""
+        ...
 
 
 class _Closed(list[bytes]):
@@ -212,7 +198,7 @@ class Client:
         """`gone` is called once, when the client must be forgotten (closed by us, or the connection lost)."""
         self.id = next(_ids)
         self.principal = principal
-        self.pending: list[bytes] | None = None
+        self.pending: list[bytes] | Backlog | None = None
         self.closed_with: Disconnect | None = None
         self.lost_position: Callable[[str], None] | None = None
         """Told the name of a channel in which this client has missed something that cannot be had."""
@@ -248,8 +234,9 @@ class Client:
             return
         self.closed_with = disconnect
         pending, self.pending = self.pending, _CLOSED
-        if pending and disconnect is not SLOW:
-            self._socket.write(pending)
+        chunks = pending.chunks() if isinstance(pending, Backlog) else pending
+        if chunks and disconnect is not SLOW:
+            self._socket.write(chunks)
         self._socket.close(disconnect.code, disconnect.reason, within=self._options.drain_timeout)
         self._leave()
 
@@ -257,10 +244,14 @@ class Client:
 
     def paused(self) -> None:
         """The socket takes no more: collect, within the bound."""
-        if self.closed_with is not None or type(self.pending) is _Backlog:
+        waiting = self.pending
+        if self.closed_with is not None or isinstance(waiting, Backlog):
             return
-        backlog = _Backlog(self._options.queue_max_size, lambda: self._desk.overflowed(self))
-        waiting, self.pending = self.pending, backlog
+        desk = self._desk
+        backlog = Backlog(
+            self._options.queue_max_size, over=lambda: desk.overflowed(self), on_drop=desk.dropped
+        )
+        self.pending = backlog
         for chunk in waiting or ():
             backlog.append(chunk)
         self.paused_since = time.monotonic()
@@ -270,13 +261,15 @@ class Client:
     def resumed(self) -> None:
         """The socket takes bytes again: one write of the whole backlog."""
         backlog = self.pending
-        if type(backlog) is _Backlog:
+        if isinstance(backlog, Backlog):
             self.pending = None
-            if backlog:
-                self._socket.write(backlog)
+            if chunks := backlog.chunks():
+                self._socket.write(chunks)
 
-    def is_paused(self) -> bool:
-        return type(self.pending) is _Backlog
+    @property
+    def backlog(self) -> Backlog | None:
+        """What waits while the socket takes no more; None: it does."""
+        return self.pending if isinstance(self.pending, Backlog) else None
 
     def is_stuck(self, now: float) -> bool:
         """Paused for `slow_timeout` without one byte of progress. Call about twice a second while paused."""

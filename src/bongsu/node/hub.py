@@ -23,6 +23,7 @@ import structlog
 from bongsu.brokers import envelope
 from bongsu.brokers.base import Broker, Event
 from bongsu.metrics import Metrics
+from bongsu.node.backlog import Backlog, Policy, Waiting
 from bongsu.node.channel import Channel, Joining
 from bongsu.node.client import Client
 from bongsu.node.healing import Healer
@@ -291,7 +292,7 @@ class Hub:
         joining.publications.extend(run)
         joining.size += sum(len(one.data) for one in run)
         if joining.size > JOINING_MAX_SIZE:
-            self._to_close.append((client, SLOW))
+            self._slow(client, "joining")
 
     def _settle(self, channel: Channel, client: Client, joining: Joining) -> None:
         """Live, as soon as the channel is where the subscriber is."""
@@ -325,7 +326,7 @@ class Hub:
             elif len(joining.presence) < JOINING_MAX_MESSAGES:
                 joining.presence.append(message)
             else:
-                self._to_close.append((client, SLOW))
+                self._slow(client, "joining")
 
     def _send_presence(
         self, channel: Channel, group: Iterable[Client], variant: Variant, message: Join | Leave
@@ -350,7 +351,34 @@ class Hub:
         except ProtocolError as error:
             self._to_close.extend((client, error.disconnect) for client in group)
             return
+        if channel.policy is not None and self._watched:
+            group = self._held_back(channel, channel.policy, group, variant, publications)
         self._append(group, chunks)
+
+    def _held_back(
+        self,
+        channel: Channel,
+        policy: Policy,
+        group: Iterable[Client],
+        variant: Variant,
+        publications: list[Publication],
+    ) -> list[Client]:
+        """Give the paused ones of `group` one publication after another, to give up; return the others."""
+        others: list[Client] = []
+        backlogs: list[Backlog] = []
+        for client in group:
+            backlog = client.backlog
+            if backlog is None:
+                others.append(client)
+            else:
+                backlogs.append(backlog)
+        if backlogs:
+            for publication in publications:
+                for chunk in variant.render(channel.name, [publication], None):
+                    waiting = Waiting(policy, channel.name, variant, publication, chunk)
+                    for backlog in backlogs:
+                        backlog.hold(waiting)
+        return others
 
     def _append(self, group: Iterable[Client], chunks: list[bytes]) -> None:
         dirty = self._dirty
@@ -428,9 +456,16 @@ class Hub:
     # Slow clients
 
     def overflowed(self, client: Client) -> None:
-        self._to_close.append((client, SLOW))
+        self._slow(client, "overflow")
         if not self._delivering:
             self._schedule()
+
+    def dropped(self, policy: Policy) -> None:
+        self._metrics.dropped.labels(policy.name).inc()
+
+    def _slow(self, client: Client, reason: str) -> None:
+        self._metrics.slow.labels(reason).inc()
+        self._to_close.append((client, SLOW))
 
     def watch(self, client: Client) -> None:
         self._watched.add(client)
@@ -441,10 +476,11 @@ class Hub:
         self._watch_timer = None
         now = time.monotonic()
         for client in list(self._watched):
-            if not client.is_paused():
+            if client.backlog is None:
                 self._watched.discard(client)
             elif client.is_stuck(now):
                 self._watched.discard(client)
+                self._metrics.slow.labels("stalled").inc()
                 client.close(SLOW)
         if self._watched:
             self._watch_timer = asyncio.get_running_loop().call_later(0.5, self._watch)

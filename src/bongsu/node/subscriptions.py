@@ -306,6 +306,7 @@ class Subscriptions:
         )
         channel = node.hub.reserve(name)
         channel.meta_ttl = wish.rules.options.history_meta_ttl
+        channel.policy = wish.rules.options.policy
         subscription = Subscription(wish, channel, variant, _result(wish))
         self._by_name[name] = subscription
         try:

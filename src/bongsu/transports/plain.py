@@ -132,6 +132,7 @@ class PlainTransport:
         session.client = client = Client(socket, self._node.hub, self._options, principal, session.left)
         hub = self._node.hub
         held = hub.reserve(channel)
+        held.policy = rules.options.policy
         try:
             await self._wait_until_heard(held)
             hub.join(held, client, self._framed if raw else self._unframed)

@@ -10,6 +10,7 @@ from bongsu.brokers import envelope
 from bongsu.brokers.memory import MemoryBroker
 from bongsu.metrics import Metrics
 from bongsu.node import hub as hub_module
+from bongsu.node.backlog import Policy
 from bongsu.node.channel import Channel
 from bongsu.node.client import Client, ClientOptions
 from bongsu.node.hub import Hub
@@ -81,7 +82,8 @@ class World:
 
     def __init__(self) -> None:
         self.broker = MemoryBroker()
-        self.hub = Hub(self.broker, Metrics())
+        self.metrics = Metrics()
+        self.hub = Hub(self.broker, self.metrics)
         self.broker.listen(self.hub.deliver)
         self.left: list[Client] = []
 
@@ -107,6 +109,9 @@ class World:
         channel = await self.joined(name, client, variant)
         self.hub.admit(channel, client)
         return channel
+
+    def count(self, name: str, **labels: str) -> float:
+        return self.metrics.registry.get_sample_value(name, labels) or 0
 
     def batch(self, *messages: tuple[str, bytes]) -> None:
         self.hub.deliver([(name, envelope.encode(Publication(data))) for name, data in messages])
@@ -215,6 +220,51 @@ async def test_a_client_over_its_bound_is_closed_as_slow_and_its_backlog_dropped
     assert len(socket.writes) == 1
     assert len(other_socket.writes) == 20
     assert other.closed_with is None
+
+
+async def test_a_policy_acts_on_the_paused_client_only_and_keeps_it(world: World) -> None:
+    """Setup: two subscribers, one stalled. Do: publish four times its bound. Expect: it misses the oldest."""
+    client, socket = world.client()
+    other, other_socket = world.client()
+    channel = await world.live("news", client, Lines())
+    await world.live("news", other, Lines())
+    channel.policy = Policy(conflates=False)
+    socket.stalled = True
+    messages = [b"%02d" % number + b"x" * 97 for number in range(40)]
+    for message in messages:
+        world.batch(("news", message))
+    assert other_socket.text().split() == messages
+    assert client.closed_with is None
+    socket.stalled = False
+    client.resumed()
+    assert socket.text().split() == [messages[0], *messages[-10:]]
+    world.batch(("news", b"last"))
+    assert socket.text().split()[-1] == b"last"
+    assert world.count("bongsu_dropped_publications_total", policy="drop_oldest") == 29
+
+
+async def test_several_publications_of_one_batch_are_conflated_one_by_one(world: World) -> None:
+    client, socket = world.client()
+    channel = await world.live("news", client, Lines())
+    channel.policy = Policy(conflates=True)
+    client.paused()
+    world.batch(("news", b"1"), ("news", b"2"), ("news", b"3"))
+    client.resumed()
+    assert socket.text() == b"3\n"
+    assert world.count("bongsu_dropped_publications_total", policy="conflate") == 2
+
+
+async def test_a_policy_does_not_protect_from_other_channels_(world: World) -> None:
+    client, socket = world.client()
+    channel = await world.live("news", client, Lines())
+    channel.policy = Policy(conflates=True)
+    await world.live("chat", client, Lines())
+    client.paused()
+    world.batch(("news", b"1"))
+    for _ in range(11):
+        world.batch(("chat", b"x" * 99))
+    assert socket.closed == (3008, "slow")
+    assert world.count("bongsu_slow_clients_total", reason="overflow") == 1
 
 
 async def test_a_paused_client_without_progress_is_stuck_and_one_with_progress_is_not(world: World) -> None:

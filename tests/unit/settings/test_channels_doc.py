@@ -31,6 +31,12 @@ def test_the_first_set_up_is_accepted() -> None:
     assert namespaces["chat"].history_ttl == 24 * 3600
 
 
+def test_the_policy_for_slow_subscribers_is_accepted() -> None:
+    Path("bongsu.toml").write_text(TOML[1], "utf-8")
+    prices = load(dev=True).channels.namespaces["prices"]
+    assert (prices.slow_consumer, prices.conflate_key) == ("conflate", "symbol")
+
+
 def test_the_variables_are_accepted(monkeypatch: pytest.MonkeyPatch) -> None:
     for name, value in EXPORTS:
         monkeypatch.setenv(name, value)
@@ -40,7 +46,7 @@ def test_the_variables_are_accepted(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_the_set_up_for_development_needs_no_dev_and_no_strong_secrets() -> None:
-    Path("bongsu.toml").write_text(TOML[1], "utf-8")
+    Path("bongsu.toml").write_text(TOML[-1], "utf-8")
     settings = load()
     assert settings.client.insecure
     assert settings.channels.namespaces["smallhistory"].history_size == 2
