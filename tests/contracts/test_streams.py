@@ -17,11 +17,14 @@ from bongsu.brokers import envelope
 from bongsu.brokers.base import (
     IDEMPOTENCY_TTL,
     MAX_READ,
+    RELAYED_TTL,
     Appended,
     Broker,
     BrokerUnavailable,
     Page,
     Read,
+    Relayed,
+    StaleTerm,
     StreamOptions,
     Streams,
 )
@@ -34,7 +37,14 @@ META_TTL = OPTIONS.meta_ttl
 
 
 class StreamBroker(Broker, Streams, Protocol):
-    def send(self, channel: str, payload: bytes, *, idempotency_key: str = "") -> asyncio.Future[None]: ...
+    def send(
+        self,
+        channel: str,
+        payload: bytes,
+        *,
+        idempotency_key: str = "",
+        relayed: Relayed | None = None,
+    ) -> asyncio.Future[None]: ...
 
 
 class World:
@@ -104,7 +114,7 @@ async def world(request: pytest.FixtureRequest) -> AsyncIterator[World]:
 
 async def test_both_brokers_have_streams(world: World) -> None:
     assert isinstance(world.a, Streams)
-    for name in ("append", "read", "read_many", "remove", "send"):
+    for name in ("append", "read", "read_many", "remove", "send", "settle"):
         ours, promised = (inspect.signature(getattr(one, name)) for one in (type(world.a), Streams))
         assert ours == promised
 
@@ -478,6 +488,137 @@ async def test_only_a_newer_version_is_published(
     await world.a.send("news", envelope.encode(Publication(b"mark")))
     await world.until_heard(4 if published else 3)
     assert len(world.publications("news")) == (4 if published else 3)
+
+
+# Relayed
+
+
+@pytest.fixture(params=["append", "send"])
+def relay(request: pytest.FixtureRequest, world: World) -> Callable[..., Awaitable[Appended | None]]:
+    """Publishes a row of the outbox on a channel with history, or on one without."""
+
+    async def publish(
+        row: int, term: int, by: StreamBroker = world.a, channel: str = "news"
+    ) -> Appended | None:
+        relayed = Relayed(term, f"row-{row}")
+        publication = Publication(b"%d" % row)
+        if request.param == "append":
+            return await by.append(channel, publication, OPTIONS, relayed=relayed)
+        await by.send(channel, envelope.encode(publication), relayed=relayed)
+        return None
+
+    return publish
+
+
+Relay = Callable[..., Awaitable[Appended | None]]
+
+
+async def heard(world: World, count: int) -> list[bytes]:
+    await world.until_heard(count)
+    return [publication.data for publication in world.publications("news")]
+
+
+async def test_a_relayed_row_is_published_once_whoever_tries_it_again(world: World, relay: Relay) -> None:
+    await world.b.want("news")
+    await relay(1, term=5)
+    await relay(1, term=5)
+    await relay(1, term=6, by=world.b)
+    await relay(2, term=6, by=world.b)
+    assert await heard(world, 2) == [b"1", b"2"]
+
+
+async def test_a_relay_that_froze_is_refused_once_its_successor_has_published(
+    world: World, relay: Relay
+) -> None:
+    """
+    Setup: a relay froze with rows 1 and 2 in hand; its successor published both, and settled them, since
+    their rows are gone.
+    Do: the first one thaws and publishes what it has in hand.
+    Expect: refused, though no key is known any more; nothing is heard twice.
+    """
+    await world.b.want("news")
+    await relay(1, term=6, by=world.b)
+    await relay(2, term=6, by=world.b)
+    await world.b.settle("news", ["row-1", "row-2"])
+    for row in (1, 2):
+        with pytest.raises(StaleTerm):
+            await relay(row, term=5)
+    await relay(3, term=6, by=world.b)
+    assert await heard(world, 3) == [b"1", b"2", b"3"]
+
+
+async def test_a_row_that_was_published_already_brings_the_later_term_all_the_same(
+    world: World, relay: Relay
+) -> None:
+    await world.b.want("news")
+    await relay(1, term=5)
+    await relay(1, term=6)
+    with pytest.raises(StaleTerm):
+        await relay(2, term=5)
+    assert await heard(world, 1) == [b"1"]
+
+
+async def test_a_term_on_one_channel_refuses_nothing_on_another(world: World, relay: Relay) -> None:
+    await world.b.want("news")
+    await relay(1, term=6, channel="other")
+    await relay(2, term=5)
+    assert await heard(world, 1) == [b"2"]
+
+
+async def test_terms_are_compared_as_numbers_of_64_bits(world: World, relay: Relay) -> None:
+    await relay(1, term=9)
+    await relay(2, term=10)
+    await relay(3, term=2**64 - 2)
+    await relay(4, term=2**64 - 1)
+    with pytest.raises(StaleTerm):
+        await relay(5, term=2**64 - 2)
+
+
+async def test_a_settled_row_is_forgotten_and_others_are_not(world: World, relay: Relay) -> None:
+    await world.b.want("news")
+    await relay(1, term=5)
+    await relay(2, term=5)
+    await world.a.settle("news", ["row-1", "row-unknown"])
+    await relay(1, term=5)
+    await relay(2, term=5)
+    assert await heard(world, 3) == [b"1", b"2", b"1"]
+
+
+async def test_rows_are_known_for_a_day_and_terms_with_them(world: World, relay: Relay) -> None:
+    await world.b.want("news")
+    await relay(1, term=5)
+    await world.jump(META_TTL - 1)  # longer than the other keys are known
+    await relay(1, term=5)
+    with pytest.raises(StaleTerm):
+        await relay(2, term=4)
+    await world.jump(RELAYED_TTL + 1)
+    await relay(1, term=5)
+    assert await heard(world, 2) == [b"1", b"1"]
+
+
+async def test_keys_that_callers_choose_are_not_those_of_relays(world: World, relay: Relay) -> None:
+    await world.b.want("news")
+    await world.a.send("news", envelope.encode(Publication(b"0")), idempotency_key="row-1")
+    await relay(1, term=5)
+    assert await heard(world, 2) == [b"0", b"1"]
+
+
+async def test_what_relays_and_others_publish_is_one_stream(world: World) -> None:
+    await world.fill("news", 2)
+    third = await world.a.append("news", Publication(b"3"), OPTIONS, relayed=Relayed(5, "row-3"))
+    again = await world.a.append("news", Publication(b"3"), OPTIONS, relayed=Relayed(6, "row-3"))
+    assert (third.offset, again.offset, again.cached) == (3, 3, True)
+    assert await world.offsets("news") == [1, 2, 3]
+
+
+async def test_a_relayed_row_begins_a_stream_whose_position_stays(world: World) -> None:
+    """The term of a publication outside the stream is kept with the position of the stream to come."""
+    await world.a.send("news", envelope.encode(Publication(b"0")), relayed=Relayed(5, "row-0"))
+    first = await world.page("news")
+    assert (first.offset, len(first.epoch)) == (0, envelope.EPOCH_SIZE)
+    assert await world.a.append("news", Publication(b"1"), OPTIONS) == Appended(1, first.epoch)
+    with pytest.raises(StaleTerm):
+        await world.a.append("news", Publication(b"2"), OPTIONS, relayed=Relayed(4, "row-2"))
 
 
 # Away

@@ -49,6 +49,10 @@ class OutcomeUnknown(BrokerError):
     """
 
 
+class StaleTerm(BrokerError):
+    """Nothing was published: a relay of a later term has published on this channel. See `Relayed`."""
+
+
 class BrokerState(enum.Enum):
     """What a broker connection is doing; shown in `/status`, `/readyz` and metrics."""
 
@@ -127,6 +131,11 @@ class Broker(Protocol):
 IDEMPOTENCY_TTL = 300.0
 """Seconds for which a repeat with the same idempotency key is known as one."""
 
+RELAYED_TTL = 86_400.0
+"""Seconds for which a relayed publication that was not settled is known, and at least a channel's term
+without history.
+"""
+
 MAX_READ = 500
 """Most publications of one channel in `Streams.read_many`: a longer read holds up everybody else."""
 
@@ -142,6 +151,20 @@ class StreamOptions(NamedTuple):
     size: int
     ttl: float
     meta_ttl: float
+
+
+class Relayed(NamedTuple):
+    """Marks a publication as one that a relay of the outbox publishes.
+
+    `key` names the outbox's row: published once until it is settled, whoever tries. `term` (1 to 2**64 - 1)
+    names the relay's time in office: a channel that has seen a later one refuses it with `StaleTerm`. Both
+    are needed. A relay that froze before it published and thaws when the row is gone, settled by its
+    successor, would not be known by the key; one that died between publishing and deleting the row leaves
+    it to a successor that is not stopped by the term.
+    """
+
+    term: int
+    key: str
 
 
 class Appended(NamedTuple):
@@ -209,11 +232,14 @@ class Streams(Protocol):
         idempotency_key: str = "",
         version: int = 0,
         version_epoch: str = "",
+        relayed: Relayed | None = None,
     ) -> asyncio.Future[Appended]:
         """Give `publication` the next offset, keep it, and deliver it; its own offset and epoch are ignored.
 
-        With `idempotency_key`: only once within `IDEMPOTENCY_TTL`. With `version` (1 to 2**64 - 1): only when
-        it is newer than the last one of the channel, or of another, non-empty `version_epoch`.
+        With `idempotency_key`: only once within `IDEMPOTENCY_TTL`. With `relayed`, instead of that key: only
+        once until it is settled, and by no relay of an older term (fails with `StaleTerm`). With `version`
+        (1 to 2**64 - 1): only when it is newer than the last one of the channel, or of another, non-empty
+        `version_epoch`.
         """
         ...
 
@@ -245,8 +271,22 @@ class Streams(Protocol):
         """Forget the channel's window. Its epoch and offset go on."""
         ...
 
-    def send(self, channel: str, payload: bytes, *, idempotency_key: str = "") -> asyncio.Future[None]:
-        """`Broker.send`, outside the stream; with `idempotency_key` only once within `IDEMPOTENCY_TTL`."""
+    def send(
+        self,
+        channel: str,
+        payload: bytes,
+        *,
+        idempotency_key: str = "",
+        relayed: Relayed | None = None,
+    ) -> asyncio.Future[None]:
+        """`Broker.send`, outside the stream; `idempotency_key` and `relayed` as in `append`."""
+        ...
+
+    def settle(self, channel: str, keys: Sequence[str]) -> asyncio.Future[None]:
+        """Forget these relayed publications: their rows are gone, and no relay tries them again.
+
+        May be repeated, or left out after a failure: what is not settled goes after `RELAYED_TTL`.
+        """
         ...
 
 
@@ -410,7 +450,14 @@ class Backend(BroadcastBackend, ABC):
     def drop(self, channel: str) -> None: ...
 
     @abstractmethod
-    def send(self, channel: str, payload: bytes, *, idempotency_key: str = "") -> asyncio.Future[None]: ...
+    def send(
+        self,
+        channel: str,
+        payload: bytes,
+        *,
+        idempotency_key: str = "",
+        relayed: Relayed | None = None,
+    ) -> asyncio.Future[None]: ...
 
     @abstractmethod
     def pause(self) -> None: ...

@@ -19,6 +19,8 @@ from bongsu.brokers.base import (
     OutcomeUnknown,
     Page,
     Read,
+    Relayed,
+    StaleTerm,
     Standing,
     StreamOptions,
 )
@@ -89,12 +91,22 @@ class MemoryBroker(Backend):
     def drop(self, channel: str) -> None:
         self._wanted.pop(channel, None)
 
-    def send(self, channel: str, payload: bytes, *, idempotency_key: str = "") -> asyncio.Future[None]:
+    def send(
+        self,
+        channel: str,
+        payload: bytes,
+        *,
+        idempotency_key: str = "",
+        relayed: Relayed | None = None,
+    ) -> asyncio.Future[None]:
         refusal = self._refusal(channel, len(payload))
         if refusal is not None:
             return _failed(refusal)
-        if idempotency_key and not self._streams.first_send(channel, idempotency_key, now=self._clock()):
-            return _done(None)
+        try:
+            if not self._streams.first_send(channel, idempotency_key, relayed=relayed, now=self._clock()):
+                return _done(None)
+        except StaleTerm as error:
+            return _failed(error)
         return self._deliver_later(channel, payload, None)
 
     def _refusal(self, channel: str, size: int) -> BrokerUnavailable | None:
@@ -156,19 +168,24 @@ class MemoryBroker(Backend):
         idempotency_key: str = "",
         version: int = 0,
         version_epoch: str = "",
+        relayed: Relayed | None = None,
     ) -> asyncio.Future[Appended]:
         refusal = self._refusal(channel, len(publication.data))
         if refusal is not None:
             return _failed(refusal)
-        position, payload = self._streams.append(
-            channel,
-            publication,
-            options,
-            idempotency_key=idempotency_key,
-            version=version,
-            version_epoch=version_epoch,
-            now=self._clock(),
-        )
+        try:
+            position, payload = self._streams.append(
+                channel,
+                publication,
+                options,
+                idempotency_key=idempotency_key,
+                version=version,
+                version_epoch=version_epoch,
+                relayed=relayed,
+                now=self._clock(),
+            )
+        except StaleTerm as error:
+            return _failed(error)
         return _done(position) if payload is None else self._deliver_later(channel, payload, position)
 
     def read(
@@ -197,6 +214,12 @@ class MemoryBroker(Backend):
                 for read in reads
             ]
         )
+
+    def settle(self, channel: str, keys: Sequence[str]) -> asyncio.Future[None]:
+        if self._state is not BrokerState.CONNECTED:
+            return _failed(_not_connected())
+        self._streams.settle(channel, keys)
+        return _done(None)
 
     def remove(self, channel: str) -> asyncio.Future[None]:
         if self._state is not BrokerState.CONNECTED:

@@ -4,12 +4,22 @@ from __future__ import annotations
 
 import heapq
 from collections import deque
+from collections.abc import Sequence
 from itertools import islice
 
 import msgspec
 
 from bongsu.brokers import envelope
-from bongsu.brokers.base import IDEMPOTENCY_TTL, Appended, Page, StreamOptions, new_epoch
+from bongsu.brokers.base import (
+    IDEMPOTENCY_TTL,
+    RELAYED_TTL,
+    Appended,
+    Page,
+    Relayed,
+    StaleTerm,
+    StreamOptions,
+    new_epoch,
+)
 from bongsu.protocol.messages import Publication, StreamPosition
 
 _NEVER = float("inf")
@@ -22,6 +32,7 @@ class _Stream:
         "epoch",
         "expires",
         "offset",
+        "term",
         "version",
         "version_epoch",
         "wakes",
@@ -33,6 +44,7 @@ class _Stream:
         self.epoch = new_epoch().decode()
         self.offset = 0
         self.window: deque[bytes] = deque()
+        self.term = 0
         self.version = 0
         self.version_epoch = ""
         self.expires = _NEVER
@@ -47,6 +59,7 @@ class MemoryStreams:
         self._streams: dict[str, _Stream] = {}
         # In the order of their expiry, since all live equally long.
         self._results: dict[tuple[str, str], tuple[float, Appended]] = {}
+        self._relayed: dict[tuple[str, str], tuple[float, Appended]] = {}
         self._wakes: list[tuple[float, str]] = []
 
     def append(
@@ -58,13 +71,16 @@ class MemoryStreams:
         idempotency_key: str = "",
         version: int = 0,
         version_epoch: str = "",
+        relayed: Relayed | None = None,
         now: float,
     ) -> tuple[Appended, bytes | None]:
-        """The position, and the envelope to deliver; None when nothing was published."""
+        """The position, and the envelope to deliver; None when nothing was published. Raises `StaleTerm`."""
         self.expire(now)
-        first = self._results.get((channel, idempotency_key))
+        if relayed is not None:
+            self._enter_term(channel, relayed.term, options.meta_ttl, now)
+        first = self._first(channel, idempotency_key, relayed)
         if first is not None:
-            return first[1]._replace(cached=True), None
+            return first._replace(cached=True), None
         stream = self._open(channel, options.meta_ttl, now)
         if version:
             if version <= stream.version and version_epoch in ("", stream.version_epoch):
@@ -80,8 +96,7 @@ class MemoryStreams:
             stream.window.popleft()
         stream.window_expires = now + options.ttl
         self._wake(channel, stream)
-        if idempotency_key:
-            self._remember(channel, idempotency_key, position, now)
+        self._remember(channel, idempotency_key, relayed, position, now)
         return position, payload
 
     def read(
@@ -112,21 +127,34 @@ class MemoryStreams:
         if stream is not None:
             _empty(stream)
 
-    def first_send(self, channel: str, idempotency_key: str, *, now: float) -> bool:
-        """Whether this is the first call with that key."""
+    def first_send(
+        self, channel: str, idempotency_key: str = "", *, relayed: Relayed | None = None, now: float
+    ) -> bool:
+        """Whether this is the first call with that key; always, without one. Raises `StaleTerm`."""
+        if not idempotency_key and relayed is None:
+            return True
         self.expire(now)
-        if (channel, idempotency_key) in self._results:
+        if relayed is not None:
+            stream = self._streams.get(channel)
+            left = stream.expires - now if stream is not None else 0.0
+            self._enter_term(channel, relayed.term, max(left, RELAYED_TTL), now)
+        if self._first(channel, idempotency_key, relayed) is not None:
             return False
-        self._remember(channel, idempotency_key, Appended(0, ""), now)
+        self._remember(channel, idempotency_key, relayed, Appended(0, ""), now)
         return True
+
+    def settle(self, channel: str, keys: Sequence[str]) -> None:
+        for key in keys:
+            self._relayed.pop((channel, key), None)
 
     def expire(self, now: float) -> None:
         """Let go of what has expired. Every other method does so first."""
-        while self._results:
-            key, (expires, _) = next(iter(self._results.items()))
-            if expires > now:
-                break
-            del self._results[key]
+        for results in (self._results, self._relayed):
+            while results:
+                key, (expires, _) = next(iter(results.items()))
+                if expires > now:
+                    break
+                del results[key]
         while self._wakes and self._wakes[0][0] <= now:
             wakes, channel = heapq.heappop(self._wakes)
             stream = self._streams.get(channel)
@@ -159,8 +187,27 @@ class MemoryStreams:
             stream.wakes = due
             heapq.heappush(self._wakes, (due, channel))
 
-    def _remember(self, channel: str, idempotency_key: str, position: Appended, now: float) -> None:
-        self._results[channel, idempotency_key] = (now + IDEMPOTENCY_TTL, position)
+    def _enter_term(self, channel: str, term: int, meta_ttl: float, now: float) -> None:
+        stream = self._streams.get(channel)
+        if stream is not None and stream.term > term:
+            raise StaleTerm(f"a relay of term {stream.term} has published on this channel")
+        self._open(channel, meta_ttl, now).term = term
+
+    def _first(self, channel: str, idempotency_key: str, relayed: Relayed | None) -> Appended | None:
+        """What the first call with that key got."""
+        if relayed is not None:
+            first = self._relayed.get((channel, relayed.key))
+        else:
+            first = self._results.get((channel, idempotency_key))
+        return None if first is None else first[1]
+
+    def _remember(
+        self, channel: str, idempotency_key: str, relayed: Relayed | None, position: Appended, now: float
+    ) -> None:
+        if relayed is not None:
+            self._relayed[channel, relayed.key] = (now + RELAYED_TTL, position)
+        elif idempotency_key:
+            self._results[channel, idempotency_key] = (now + IDEMPOTENCY_TTL, position)
 
 
 def _empty(stream: _Stream) -> None:

@@ -22,6 +22,7 @@ from bongsu.brokers.base import (
     Leases,
     OutcomeUnknown,
     Page,
+    Relayed,
     Restartable,
     StreamOptions,
     Streams,
@@ -192,6 +193,7 @@ class Node:
         idempotency_key: str = "",
         version: int = 0,
         version_epoch: str = "",
+        relayed: Relayed | None = None,
     ) -> asyncio.Future[Appended]:
         """Send to every replica, through the channel's history if it has one.
 
@@ -208,12 +210,13 @@ class Node:
                 idempotency_key=idempotency_key,
                 version=version,
                 version_epoch=version_epoch,
+                relayed=relayed,
             )
             appended.add_done_callback(self._published)
             return appended
         payload = envelope.encode(publication)
-        if idempotency_key and self._streams is not None:
-            sent = self._streams.send(rules.name, payload, idempotency_key=idempotency_key)
+        if self._streams is not None and (idempotency_key or relayed is not None):
+            sent = self._streams.send(rules.name, payload, idempotency_key=idempotency_key, relayed=relayed)
         else:
             sent = self.broker.send(rules.name, payload)
         sent.add_done_callback(self._published)

@@ -1,7 +1,8 @@
 -- First part of append.lua and read.lua: open a channel's stream.
 --
 -- meta    HASH    epoch, offset (top), incarnation (of the Redis that the epoch began in), and of the last
---                 publication that had one: version (20 digits), version_epoch
+--                 publication that had one: version (20 digits), version_epoch; and the latest term
+--                 (20 digits) of a relay that published here
 -- window  STREAM  the last publications: id = offset, field p = envelope
 --
 -- A Redis that restarted from older data, or a replica promoted behind its master, would hand out offsets a

@@ -10,6 +10,7 @@ from bongsu.brokers import envelope
 from bongsu.brokers.base import (
     IDEMPOTENCY_TTL,
     MAX_READ,
+    RELAYED_TTL,
     Appended,
     Backend,
     BrokerState,
@@ -17,6 +18,7 @@ from bongsu.brokers.base import (
     Event,
     Page,
     Read,
+    Relayed,
     Standing,
     StreamOptions,
     new_epoch,
@@ -82,13 +84,34 @@ class RedisBroker(Backend):
     def drop(self, channel: str) -> None:
         self.pump.drop(channel)
 
-    def send(self, channel: str, payload: bytes, *, idempotency_key: str = "") -> asyncio.Future[None]:
-        name = self._names.of(channel).channel
-        if not idempotency_key:
-            return self.pipeline.execute(b"PUBLISH", name, payload, lane=name, parse=_nothing)
-        keys = (name, self._names.result(channel, idempotency_key))
+    def send(
+        self,
+        channel: str,
+        payload: bytes,
+        *,
+        idempotency_key: str = "",
+        relayed: Relayed | None = None,
+    ) -> asyncio.Future[None]:
+        names = self._names.of(channel)
+        keys = [names.channel]
+        ttl, term = IDEMPOTENCY_TTL, b""
+        if relayed is not None:
+            keys += [self._names.relayed(channel, relayed.key), names.meta]
+            ttl, term = RELAYED_TTL, b"%020d" % relayed.term
+        elif idempotency_key:
+            keys.append(self._names.result(channel, idempotency_key))
+        else:
+            return self.pipeline.execute(
+                b"PUBLISH", names.channel, payload, lane=names.channel, parse=_nothing
+            )
         return self._run(
-            scripts.SEND_ONCE, keys, payload, _milliseconds(IDEMPOTENCY_TTL), lane=name, parse=_nothing
+            scripts.SEND_ONCE,
+            keys,
+            payload,
+            _milliseconds(ttl),
+            term,
+            lane=names.channel,
+            parse=scripts.sent,
         )
 
     def pause(self) -> None:
@@ -111,10 +134,13 @@ class RedisBroker(Backend):
         idempotency_key: str = "",
         version: int = 0,
         version_epoch: str = "",
+        relayed: Relayed | None = None,
     ) -> asyncio.Future[Appended]:
         names = self._names.of(channel)
         keys = [names.meta, names.window, names.channel]
-        if idempotency_key:
+        if relayed is not None:
+            keys.append(self._names.relayed(channel, relayed.key))
+        elif idempotency_key:
             keys.append(self._names.result(channel, idempotency_key))
         return self._run(
             scripts.APPEND,
@@ -123,11 +149,12 @@ class RedisBroker(Backend):
             options.size,
             _milliseconds(options.ttl),
             _milliseconds(options.meta_ttl),
-            _milliseconds(IDEMPOTENCY_TTL),
+            _milliseconds(IDEMPOTENCY_TTL if relayed is None else RELAYED_TTL),
             new_epoch(),
             self._greeter.incarnation,
             b"%020d" % version if version else b"",
             version_epoch,
+            b"" if relayed is None else b"%020d" % relayed.term,
             lane=names.channel,
             parse=self._appended,
         )
@@ -171,6 +198,12 @@ class RedisBroker(Backend):
     def remove(self, channel: str) -> asyncio.Future[None]:
         names = self._names.of(channel)
         return self.pipeline.execute(b"UNLINK", names.window, lane=names.channel, parse=_nothing)
+
+    def settle(self, channel: str, keys: Sequence[str]) -> asyncio.Future[None]:
+        results = [self._names.relayed(channel, key) for key in keys]
+        return self.pipeline.execute(
+            b"UNLINK", *results, lane=self._names.of(channel).channel, parse=_nothing
+        )
 
     def _run(
         self,

@@ -56,6 +56,11 @@ class Names:
         # With the length, since both may contain colons.
         return b"%sresult:%d:%s:%s" % (self._base(raw), len(raw), raw, idempotency_key.encode())
 
+    def relayed(self, channel: str, key: str) -> bytes:
+        """As `result`, for what a relay published. Apart from them, since anybody may choose those keys."""
+        raw = channel.encode()
+        return b"%srelayed:%d:%s:%s" % (self._base(raw), len(raw), raw, key.encode())
+
     def presence(self, channel: str, owner: str) -> PresenceKeys:
         raw = channel.encode()
         base = self._base(raw) + b"presence:"

@@ -10,7 +10,7 @@ from importlib.resources import files
 from typing import Any, NamedTuple
 
 from bongsu.brokers import envelope
-from bongsu.brokers.base import Appended, BrokerError, Page
+from bongsu.brokers.base import Appended, BrokerError, Page, StaleTerm
 from bongsu.brokers.envelope import UnknownEnvelope
 from bongsu.protocol.messages import Publication
 
@@ -35,12 +35,21 @@ STREAMS = (APPEND, READ, SEND_ONCE)
 
 _CACHED = 1
 _SUPPRESSED = 2
+_STALE = 3
+
+
+def sent(answer: Any) -> None:
+    """The answer of send_once.lua. Raises `StaleTerm`."""
+    if answer == _STALE:
+        raise StaleTerm("a relay of a later term has published on this channel")
 
 
 def appended(answer: Any) -> Appended:
-    """The answer of append.lua. Raises `BrokerError`."""
+    """The answer of append.lua. Raises `StaleTerm`, `BrokerError`."""
     try:
         offset, epoch, outcome = answer[:3]
+        if outcome == _STALE:
+            sent(outcome)
         # A cached offset comes as text, from a hash.
         return Appended(int(offset), epoch.decode("ascii"), outcome == _CACHED, outcome == _SUPPRESSED)
     except (AttributeError, TypeError, ValueError) as error:
