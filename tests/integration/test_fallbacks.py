@@ -19,11 +19,11 @@ from urllib.parse import quote
 import httpx
 import psutil
 import pytest
-import uvicorn
 from google.protobuf.descriptor_pb2 import FileDescriptorSet
 from google.protobuf.descriptor_pool import DescriptorPool
 from google.protobuf.json_format import MessageToDict, ParseDict
 from google.protobuf.message_factory import GetMessageClass
+from tests.integration.serving import serving
 from tests.servers import API_KEY, RunningServer
 from websockets.asyncio.client import connect
 from websockets.exceptions import ConnectionClosed, InvalidStatus
@@ -326,22 +326,6 @@ def app_of_this_process(directory: Path, monkeypatch: pytest.MonkeyPatch) -> bon
     return bongsu.Bongsu(settings)
 
 
-@asynccontextmanager
-async def serving(app: bongsu.Bongsu) -> AsyncIterator[str]:
-    """`app` on uvicorn as it comes; its address."""
-    config = uvicorn.Config(app, port=0, log_config=None, ws="websockets-sansio", timeout_graceful_shutdown=5)
-    server = uvicorn.Server(config)
-    running = asyncio.create_task(server.serve())
-    try:
-        async with asyncio.timeout(DEADLINE):
-            while not server.started:  # noqa: ASYNC110  # uvicorn has no event for it
-                await asyncio.sleep(0.01)
-        yield f"http://127.0.0.1:{server.servers[0].sockets[0].getsockname()[1]}"
-    finally:
-        server.should_exit = True
-        await running
-
-
 @pytest.fixture
 async def plain_uvicorn(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[str]:
     async with serving(app_of_this_process(tmp_path, monkeypatch)) as address:
@@ -614,7 +598,7 @@ async def test_the_stream_itself_may_be_read_by_pages_of_allowed_origins(url: st
 
 
 async def test_what_is_not_switched_on_is_not_there(bongsu_server: Start) -> None:
-    server = bongsu_server()
+    server = bongsu_server(BONGSU_HTTP_STREAM__ENABLED="false", BONGSU_SSE__ENABLED="false")
     for path in (*(f"/connection/{name}" for name in OPENING), "/emulation"):
         answer = await asyncio.to_thread(httpx.post, f"{server.url}{path}", content=b"{}")
         assert (answer.status_code, answer.json()["code"]) == (404, "not_found")

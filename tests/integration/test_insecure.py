@@ -58,6 +58,34 @@ async def test_insecure_lets_anybody_do_everything_but_with_private_channels_and
         await connect(address(server, "/ws"))
 
 
+async def test_insecure_checks_the_tokens_it_is_given_but_lets_no_connection_expire(
+    bongsu_server: Start,
+) -> None:
+    """SDKs fetch a new token on 109; told nothing, they would never learn that theirs is over."""
+    server = bongsu_server(
+        dev=False,
+        BONGSU_API_KEY="api_key",
+        BONGSU_TOKEN__HMAC_SECRET="secret",
+        BONGSU_CLIENT__INSECURE="true",
+    )
+    now = time.time()
+    async with connect(address(server)) as socket:
+        token = sign_connection_token("secret", user="42", now=now - 600, ttl=60)
+        assert (await ask(socket, connect={"token": token}))["error"]["code"] == 109
+    async with connect(address(server)) as socket:
+        with pytest.raises(ConnectionClosed, match="3500"):
+            await ask(socket, connect={"token": "no"})
+    async with connect(address(server)) as socket:
+        token = sign_connection_token("secret", user="42", now=now, ttl=60)
+        assert "expires" not in (await ask(socket, connect={"token": token}))["connect"]
+        for token, code in (
+            (sign_subscription_token("secret", user="42", channel="$x", now=now - 600, ttl=60), 109),
+            (sign_subscription_token("other", user="42", channel="$x", now=now, ttl=60), 103),
+        ):
+            answer = await ask(socket, subscribe={"channel": "$x", "token": token})
+            assert answer["error"]["code"] == code
+
+
 async def test_without_it_nobody_connects_without_a_token(bongsu_server: Start) -> None:
     server = bongsu_server(dev=False, BONGSU_TOKEN__HMAC_SECRET="s" * 32)
     assert "may do everything" not in (server.directory / "serve.log").read_text()

@@ -78,6 +78,13 @@ class ClientOptions(BaseModel):
     expired_sub_close_delay: float = Field(
         25.0, ge=0, description="Time a subscription lasts on after its token has expired (2501, 3006)"
     )
+    concurrency: int = Field(
+        1,
+        ge=1,
+        le=64,
+        description="Publish, history, presence and rpc commands of one connection that may wait for their "
+        "answers at the same time",
+    )
     channel_limit: int = Field(128, gt=0, description="Most subscriptions of one connection (106, 3505)")
     user_connection_limit: int = Field(
         0, ge=0, description="Most connections of one user to one replica (3504); 0 = no limit"

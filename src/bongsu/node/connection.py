@@ -1,8 +1,9 @@
 """One connection of the client protocol: frames in, actions of its session performed, frames out.
 
-Work is done in order. Each command is judged by the session when its turn comes, and what has to be awaited
+Work is begun in order. Each command is judged by the session when its turn comes, and what has to be awaited
 holds up what comes after it, also calls of the server's own. All else is done at once, in the read loop: a
-command has its effect before its sender can ask for it over HTTP.
+command has its effect before its sender can ask for it over HTTP. With `concurrency` above 1, commands that
+change nothing here let what comes after them begin, once they have begun themselves.
 """
 
 from __future__ import annotations
@@ -51,6 +52,7 @@ from bongsu.protocol.messages import (
     Refresh,
     RefreshResult,
     Reply,
+    SendRequest,
     UnsubscribeResult,
 )
 from bongsu.protocol.session import Session, SessionOptions
@@ -103,6 +105,7 @@ class Connection:
         self.subscriptions = Subscriptions(self)
         self._jobs: deque[Job] = deque()
         self._task: asyncio.Task[None] | None = None
+        self._aside = 0  # commands that wait for their answers and hold up nobody
         self._reading = True
         self._unasked = 0
         services.register(self)
@@ -209,7 +212,7 @@ class Connection:
     # Work, one thing after another
 
     def _work(self) -> None:
-        while self._jobs and self._task is None and not self.is_over():
+        while self._jobs and self._task is None and self._has_room() and not self.is_over():
             job = self._jobs.popleft()
             if isinstance(job, Command):
                 now = asyncio.get_running_loop().time()
@@ -223,9 +226,29 @@ class Connection:
             self._unasked = 0
             self.client.resume_reading()
 
+    def _has_room(self) -> bool:
+        return self._aside < self.services.options.concurrency
+
     def _start(self, work: Work | None) -> None:
         if work is not None:
             self._task = self.services.own(self._finish(work))
+
+    async def _let_others_begin(self, work: Work) -> None:
+        """`work`, which holds up what comes after it only until it waits itself.
+
+        By then it was judged, and what it sends is queued: publications keep the order of their commands.
+        """
+        asyncio.get_running_loop().call_soon(self._begun, self._task)
+        self._aside += 1
+        try:
+            await work
+        finally:
+            self._aside -= 1
+
+    def _begun(self, task: asyncio.Task[None] | None) -> None:
+        if self._task is task:
+            self._task = None
+            self._work()
 
     async def _finish(self, work: Work) -> None:
         try:
@@ -236,7 +259,8 @@ class Connection:
             log.exception("a command failed", client=self.id)
             self.close(errors.INTERNAL_SERVER_ERROR)
         finally:
-            self._task = None
+            if self._task is asyncio.current_task():
+                self._task = None
         self._work()
 
     def _perform(self, action: Action) -> Work | None:
@@ -251,7 +275,9 @@ class Connection:
             case RefreshSubscription(id=id, channel=channel, token=token):
                 return self.subscriptions.refresh(id, channel, token)
             case Perform(id=id, request=asked):
-                return commands.perform(self, id, asked)
+                work = commands.perform(self, id, asked)
+                alone = self.services.options.concurrency == 1 or isinstance(asked, SendRequest)
+                return work if alone else self._let_others_begin(work)
         self.perform_at_once(action)
         return None
 

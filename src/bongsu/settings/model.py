@@ -67,13 +67,13 @@ class Plain(_Options):
 class HttpStream(_Options):
     """The client protocol at `/connection/http_stream`."""
 
-    enabled: bool = Field(False, description="Serve /connection/http_stream, and /emulation with it")
+    enabled: bool = Field(True, description="Serve /connection/http_stream, and /emulation with it")
 
 
 class Sse(_Options):
     """The client protocol at `/connection/sse`."""
 
-    enabled: bool = Field(False, description="Serve /connection/sse, and /emulation with it")
+    enabled: bool = Field(True, description="Serve /connection/sse, and /emulation with it")
 
 
 class UniHttpStream(_Options):

@@ -343,8 +343,7 @@ BONGSU_API_KEY=test-api-key
 BONGSU_TOKEN__HMAC_SECRET=secret
 BONGSU_CLIENT__INSECURE=true
 BONGSU_CLIENT__SUBSCRIBE_TO_USER_PERSONAL_CHANNEL__ENABLED=true
-BONGSU_HTTP_STREAM__ENABLED=true
-BONGSU_SSE__ENABLED=true
+BONGSU_CLIENT__CONCURRENCY=8
 BONGSU_CHANNELS__WITHOUT_NAMESPACE__PRESENCE=true
 BONGSU_CHANNELS__WITHOUT_NAMESPACE__JOIN_LEAVE=true
 BONGSU_CHANNELS__WITHOUT_NAMESPACE__FORCE_PUSH_JOIN_LEAVE=true
@@ -370,13 +369,8 @@ hmac_secret = "secret"
 
 [client]
 insecure = true
+concurrency = 8
 subscribe_to_user_personal_channel.enabled = true
-
-[http_stream]
-enabled = true
-
-[sse]
-enabled = true
 
 [channels.without_namespace]
 presence = true
@@ -413,8 +407,9 @@ def test_environment_or_file_alone_can_say_what_the_suites_of_the_client_librari
     assert settings.api_key == SecretStr("test-api-key")
     assert settings.token.hmac_secret == SecretStr("secret")
     assert settings.client.insecure
+    assert settings.client.concurrency == 8
     assert settings.client.subscribe_to_user_personal_channel.enabled
-    assert settings.http_stream.enabled
+    assert settings.http_stream.enabled  # by default
     assert settings.sse.enabled
     assert settings.channels.without_namespace == ChannelOptions(
         presence=True,
