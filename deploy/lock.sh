@@ -12,7 +12,7 @@ compile() {
 }
 
 # hatchling and editables install ourselves without build isolation, which would fetch them unhashed.
-printf 'hatchling>=1.27\neditables>=0.5\n' | compile pyproject.toml - --output-file requirements.txt
-compile pyproject.toml --group dev --constraint requirements.txt --output-file requirements-dev.txt
+printf 'hatchling>=1.27\neditables>=0.5\n' | compile pyproject.toml - --extra s3 --output-file requirements.txt
+compile pyproject.toml --extra s3 --group dev --constraint requirements.txt --output-file requirements-dev.txt
 # The older redis-py that we support too; its tests run with it in front of the newer one.
 printf 'redis>=7.4,<8\n' | compile --no-deps - --output-file requirements-redis7.txt

@@ -12,7 +12,7 @@ from uuid import uuid4
 import hypothesis
 import pytest
 
-from tests.servers import PostgresServer, RedisServer, RunningServer
+from tests.servers import PostgresServer, RedisServer, RunningServer, S3Server
 
 # No deadline: a busy machine is no failure. The same examples each time: a run that fails can be repeated.
 hypothesis.settings.register_profile("check", deadline=None, derandomize=True)
@@ -59,6 +59,26 @@ def postgres_url(postgres_server: PostgresServer) -> Iterator[str]:
         yield postgres_server.url(name)
     finally:
         postgres_server.drop_database(name)
+
+
+@pytest.fixture(scope="session")
+def s3_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3Server]:
+    """One S3 server for the whole run, with a bucket `bongsu`; a test keeps to a prefix of its own in it."""
+    server = S3Server(tmp_path_factory.mktemp("s3"))
+    server.start()
+    try:
+        server.create_bucket("bongsu")
+        yield server
+    finally:
+        server.stop()
+
+
+@pytest.fixture
+def s3_url(s3_server: S3Server, monkeypatch: pytest.MonkeyPatch) -> str:
+    """`s3://bongsu/…`, with nothing in it; the environment says where that is and who we are."""
+    for name, value in s3_server.environment.items():
+        monkeypatch.setenv(name, value)
+    return f"s3://bongsu/{uuid4().hex[:12]}"
 
 
 @pytest.fixture(params=["sqlite", "postgresql"])

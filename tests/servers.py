@@ -13,6 +13,7 @@ from deploy.child import StartError, free_port, wait_until
 from deploy.postgres_server import PostgresServer
 from deploy.redis_server import RedisServer
 from deploy.replica import BONGSU, Replica, answers
+from deploy.s3_server import S3Server
 
 __all__ = [
     "API_KEY",
@@ -20,6 +21,7 @@ __all__ = [
     "PostgresServer",
     "RedisServer",
     "RunningServer",
+    "S3Server",
     "StartError",
     "answers",
     "free_port",

@@ -17,6 +17,8 @@ from bongsu.auth import TokenOptions
 from bongsu.node.channels import UPLOADS_NAMESPACE, ChannelOptions, NameOptions
 from bongsu.node.client import ClientOptions
 from bongsu.uploads.options import UploadOptions
+from bongsu.uploads.stores import s3_address
+from bongsu.uploads.stores.s3.plan import LARGEST
 
 MAKE_A_SECRET: Final = "openssl rand -hex 32"
 
@@ -181,8 +183,8 @@ class Settings(_Options):
     storage_url: str = Field(
         default_factory=lambda: (Path.cwd() / "var" / "uploads").as_uri(),
         repr=False,
-        description="Where files are stored: file:///directory, one for all replicas; default: var/uploads. "
-        "memory:// keeps up to 256 MiB until the process ends, for tests and demonstrations",
+        description="Where files are stored: file:///directory, one for all replicas; s3://bucket/prefix, "
+        "with the usual AWS_… variables; memory://, gone with the process. Default: var/uploads",
     )
     api_key: SecretStr | None = Field(
         None,
@@ -245,13 +247,22 @@ class Settings(_Options):
     @classmethod
     def _storage_is_known(cls, url: str) -> str:
         scheme, rest = _split_scheme(url)
-        if scheme not in {"file", "memory"}:
-            raise ValueError("must begin with file:/// or memory://")
+        if scheme not in {"file", "s3", "memory"}:
+            raise ValueError("must begin with file:///, s3:// or memory://")
+        if scheme == "s3":
+            s3_address(url)
         if scheme == "memory" and rest:
             raise ValueError("memory:// takes nothing after it")
         if scheme == "file" and not rest.startswith("/"):
             raise ValueError("must name an absolute directory: file:///path/to/uploads")
         return url
+
+    @field_validator("upload")
+    @classmethod
+    def _storage_takes_such_files(cls, upload: UploadOptions, info: ValidationInfo) -> UploadOptions:
+        if info.data.get("storage_url", "").startswith("s3://") and upload.max_size > LARGEST:
+            raise ValueError(f"max_size is too large: storage on S3 takes files of up to {LARGEST} bytes")
+        return upload
 
     @field_validator("api_key")
     @classmethod

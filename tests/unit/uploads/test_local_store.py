@@ -101,6 +101,22 @@ async def test_the_room_that_is_left_is_the_disks(tmp_path: Path) -> None:
     assert 0 < free < disk.total
 
 
+async def test_a_cancelled_write_has_ended_when_it_says_so(tmp_path: Path) -> None:
+    """If its thread worked on, closing the segment would let it write into another upload's file."""
+    size = 64 * 1024 * 1024
+    store = LocalStore(tmp_path)
+    await store.start()
+    writer = await store.open_segment(segment_key(ID, 1))
+    writing = asyncio.create_task(writer.write(bytes(size)))
+    await asyncio.sleep(0)  # one turn of the loop: the write is on its way
+    writing.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await writing
+    assert (tmp_path / segment_key(ID, 1)).stat().st_size in (0, size)
+    await writer.close()
+    await store.stop()
+
+
 async def _segment(store: LocalStore, epoch: int, content: bytes) -> None:
     writer = await store.open_segment(segment_key(ID, epoch))
     await writer.write(content)
@@ -138,7 +154,11 @@ def test_a_file_url_names_a_directory(url: str, path: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "url", ["", "file://", "file:///", "file:/srv", "/srv", "s3://bucket/x", "file:///a?b", "file:///a#b"]
+    "url",
+    [
+        *("", "file://", "file:///", "file:/srv", "/srv", "file:///a?b", "file:///a#b"),
+        *("memory://x", "ftp://host/directory"),
+    ],
 )
 def test_an_unusable_storage_url_is_refused(url: str) -> None:
     with pytest.raises(ValueError, match="storage"):

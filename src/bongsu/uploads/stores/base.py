@@ -72,7 +72,11 @@ class Kept:
 
 
 class SegmentWriter(Protocol):
-    """Appends to one segment. One call at a time; `close` exactly once, also after an error."""
+    """Appends to one segment. One call at a time; `close` exactly once, also after an error.
+
+    After a `write` that failed or was cancelled no other may follow: some of its bytes may be in the segment.
+    `commit` may, and makes durable what the calls before it wrote.
+    """
 
     async def write(self, data: bytes | bytearray | memoryview) -> None:
         """Append. `data` must not change before this returns. Raises `StoreFull`, `StoreUnavailable`."""
