@@ -8,8 +8,9 @@ from bongsu._version import __version__
 
 if TYPE_CHECKING:
     from bongsu.app import Bongsu, create_app, mount
+    from bongsu.db.outbox import Outbox
 
-__all__ = ["Bongsu", "__version__", "create_app", "mount"]
+__all__ = ["Bongsu", "Outbox", "__version__", "create_app", "mount"]
 
 
 def __getattr__(name: str) -> Any:
@@ -18,4 +19,8 @@ def __getattr__(name: str) -> Any:
         from bongsu import app
 
         return getattr(app, name)
+    if name == "Outbox":
+        from bongsu.db import outbox
+
+        return outbox.Outbox
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

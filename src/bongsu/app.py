@@ -27,14 +27,16 @@ from bongsu.api.server import ServerApi
 from bongsu.api.uploads import uploads_router
 from bongsu.auth import TokenVerifier
 from bongsu.brokers import Broker, adapt, broker_from_url
-from bongsu.brokers.base import Appended
+from bongsu.brokers.base import Appended, Relayed
 from bongsu.db.migrate import migrate, require_migrated
+from bongsu.db.outbox import Outbox
 from bongsu.db.session import Database
 from bongsu.jobs.queue import Queue
+from bongsu.jobs.relay import Relay, Unpublishable
 from bongsu.jobs.worker import Worker
 from bongsu.metrics import Metrics
 from bongsu.node.admission import Admission, headers_of
-from bongsu.node.channels import BROADCAST, Channels
+from bongsu.node.channels import BROADCAST, ChannelError, Channels
 from bongsu.node.control_plane import ControlPlane
 from bongsu.node.handlers import Handlers
 from bongsu.node.node import Node
@@ -122,6 +124,10 @@ class Bongsu:
         )
         self._server_api = ServerApi(self._services, control, self._admission, metrics)
         self.database = Database(settings.database_url)
+        self._relay = Relay(self.database, self._publish_relayed, self.node.settle, metrics, settings.replica)
+        self.database.on_publication = self._relay.ring
+        self.outbox = Outbox(check=self._check_channel, ring=self._relay.ring)
+        """Publishes in the embedding application's own transactions."""
         queue = Queue(self.database, settings.replica, lease=settings.upload.job_lease)
         self._store = store_from_url(settings.storage_url)
         self._uploads = UploadService(
@@ -156,7 +162,9 @@ class Bongsu:
                 allow_headers=["*"],
                 expose_headers=["Location", "Content-Disposition", "X-Bongsu-Replica"],
             )
-        app.include_router(health_router(self.node, self._worker, dev=self.settings.dev, version=__version__))
+        app.include_router(
+            health_router(self.node, [self._worker, self._relay], dev=self.settings.dev, version=__version__)
+        )
         app.include_router(uploads_router(self._uploads, self._authorize))
         app.include_router(
             web_router(
@@ -179,7 +187,7 @@ class Bongsu:
 
     @contextlib.asynccontextmanager
     async def running(self) -> AsyncIterator[None]:
-        """Started in this order, stopped in the opposite one: database, storage, node, jobs.
+        """Started in this order, stopped in the opposite one: database, storage, node, relay, jobs.
 
         Raises `MigrationsPending`, `DatabaseUnavailable`, `StoreError`. A broker that is away is waited for.
         """
@@ -193,6 +201,8 @@ class Bongsu:
             await self.node.start()
             stack.push_async_callback(self.node.stop)
             stack.push_async_callback(self._services.stop)
+            await self._relay.start()
+            stack.push_async_callback(self._relay.stop)
             await self._worker.start()
             stack.push_async_callback(self._worker.stop)
             if self.settings.client.insecure:
@@ -229,6 +239,17 @@ class Bongsu:
 
     async def _authorize(self, request: Request) -> Principal:
         return await self._admission.admit(headers_of(request.scope))
+
+    def _check_channel(self, channel: str) -> None:
+        self._channels.rules(channel)
+
+    def _publish_relayed(self, channel: str, data: bytes, relayed: Relayed) -> asyncio.Future[Appended]:
+        try:
+            rules = self._channels.rules(channel)
+        except ChannelError as error:
+            raise Unpublishable(str(error)) from error
+        publication = Publication(data, patchable=rules.options.delta_publish)
+        return self.node.publish(rules, publication, relayed=relayed)
 
     async def _publish_event(self, channel: str, data: bytes) -> None:
         """What the upload side tells its subscribers: at most once, and never in the way of the upload."""

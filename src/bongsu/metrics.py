@@ -71,3 +71,15 @@ class Metrics:
         self.beacon_age = Gauge(
             "bongsu_beacon_age_seconds", "Age of the last own beacon that came back", registry=registry
         )
+        self.outbox_published = Counter(
+            "bongsu_outbox_publications",
+            "Publications taken from the outbox by this replica: ok, held (no such channel), superseded "
+            "(another relay was faster; counted per turn)",
+            ["outcome"],
+            registry=registry,
+        )
+        self.outbox_trouble = Gauge(
+            "bongsu_outbox_trouble",
+            "1 while the outbox cannot be relayed: the broker or the database is away",
+            registry=registry,
+        )

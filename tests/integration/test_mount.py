@@ -13,9 +13,13 @@ import pytest
 import uvicorn
 from broadcaster._backends.memory import MemoryBackend
 from fastapi import FastAPI
+from sqlalchemy import select
+from sqlalchemy.ext.asyncio import AsyncSession, create_async_engine
+from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 from websockets.asyncio.client import connect
 
 import bongsu
+from bongsu.node.channels import UnknownNamespace
 from bongsu.settings import load
 
 DEADLINE = 15.0
@@ -108,3 +112,62 @@ def test_importing_reads_and_starts_nothing(monkeypatch: pytest.MonkeyPatch) -> 
     import bongsu.app
 
     importlib.reload(bongsu.app)
+
+
+class Base(DeclarativeBase):
+    pass
+
+
+class Order(Base):
+    """A table of the embedding application's, in the database that it shares with us."""
+
+    __tablename__ = "orders"
+
+    id: Mapped[int] = mapped_column(primary_key=True)
+
+
+async def test_an_app_publishes_in_its_own_transactions(database_url: str, tmp_path: Path) -> None:
+    """
+    Setup: an app whose own engine, session and table are in the database that it gave to us.
+    Do: publish in a transaction that is rolled back, and in two that are committed, one of them without a
+    replica's doorbell, as another program would.
+    Expect: subscribers hear what was committed with its rows, and nothing else.
+    """
+    app = FastAPI()
+    settings = load(
+        dev=True,
+        database_url=database_url,
+        storage_url=f"file://{tmp_path}/storage",
+    )
+    realtime = bongsu.mount(app, "/realtime", settings=settings)
+    engine = create_async_engine(database_url, connect_args=_patient(database_url))
+    async with engine.begin() as connection:
+        await connection.run_sync(Base.metadata.create_all)
+    async with (
+        serving(app) as address,
+        connect(f"ws://{address}/realtime/ws/orders") as client,
+        asyncio.timeout(DEADLINE),
+    ):
+        async with AsyncSession(engine) as session:
+            session.add(Order(id=1))
+            await realtime.outbox.publish(session, "orders", {"order": 1})
+            await session.rollback()
+        for number, outbox in ((2, realtime.outbox), (3, bongsu.Outbox())):
+            async with AsyncSession(engine) as session, session.begin():
+                session.add(Order(id=number))
+                await outbox.publish(session, "orders", {"order": number})
+            assert json.loads(await client.recv()) == {"order": number}
+        async with AsyncSession(engine) as session:
+            assert list((await session.execute(select(Order.id))).scalars()) == [2, 3]
+            with pytest.raises(UnknownNamespace):
+                await realtime.outbox.publish(session, "nowhere:x", {})
+            with pytest.raises(TypeError):
+                await realtime.outbox.publish(session, "orders", object())
+            with pytest.raises(ValueError, match="at most"):
+                await realtime.outbox.publish(session, "orders", "x" * 1024 * 1024)
+    await engine.dispose()
+
+
+def _patient(database_url: str) -> dict[str, object]:
+    """SQLite has one writer at a time, and a second one waits for as long as it is told to."""
+    return {"timeout": 10} if database_url.startswith("sqlite") else {}

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
+from typing import Protocol
 
 from fastapi import APIRouter, Response
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 from pydantic import BaseModel
 
-from bongsu.jobs.worker import Worker
 from bongsu.node.beacon import Health
 from bongsu.node.node import Node
 
@@ -55,13 +56,21 @@ class Status(BaseModel):
     broker: BrokerStatus
 
 
-def health_router(node: Node, worker: Worker, *, dev: bool, version: str) -> APIRouter:
-    """The four endpoints of one replica."""
+class Loop(Protocol):
+    """A task that a replica cannot do without."""
+
+    @property
+    def alive(self) -> bool: ...
+
+
+def health_router(node: Node, loops: Sequence[Loop], *, dev: bool, version: str) -> APIRouter:
+    """The four endpoints of one replica. `loops`: its job worker, and its outbox relay."""
     router = APIRouter(tags=["health"])
 
     def health_now() -> Health:
-        # Uploads are answered before their jobs are done: without a worker that answer is a lie.
-        return node.health() if worker.alive else Health.FAILED
+        # Uploads are answered before their jobs are done: without a worker that answer is a lie. So is a
+        # commit without a relay.
+        return node.health() if all(loop.alive for loop in loops) else Health.FAILED
 
     @router.get("/livez", summary="The process works (asks nobody else)", response_class=Response)
     async def livez() -> Response:

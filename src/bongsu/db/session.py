@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import sqlite3
 import time
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from pathlib import Path
 from typing import Any, Final
@@ -21,6 +21,8 @@ from sqlalchemy.exc import ArgumentError, DBAPIError, InterfaceError, Operationa
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 from sqlalchemy.ext.asyncio import AsyncSession, create_async_engine
 from sqlalchemy.util import await_only
+
+from bongsu.db.outbox import BELL
 
 __all__ = ["Database", "DatabaseUnavailable"]
 
@@ -66,6 +68,8 @@ class Database:
             event.listen(self.engine.sync_engine, "connect", _prepare_sqlite)
             event.listen(self.engine.sync_engine, "begin", _begin_sqlite)
             self._write_engine = self.engine.execution_options(bongsu_write=True)
+        self.on_publication: Callable[[], None] | None = None
+        """Called after the commit of a `transaction` that published to the outbox."""
 
     @property
     def is_sqlite(self) -> bool:
@@ -105,7 +109,7 @@ class Database:
                 await stack.enter_async_context(self._writing)
             stack.enter_context(_translated())
             session = await stack.enter_async_context(
-                AsyncSession(self._write_engine, expire_on_commit=False)
+                AsyncSession(self._write_engine, expire_on_commit=False, info={BELL: self.on_publication})
             )
             async with session.begin():
                 yield session

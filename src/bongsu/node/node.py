@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections.abc import Sequence
 from typing import Any, TypeVar
 
 import msgspec
@@ -221,6 +222,11 @@ class Node:
             sent = self.broker.send(rules.name, payload)
         sent.add_done_callback(self._published)
         return _then(sent, Appended(0, ""))
+
+    async def settle(self, channel: str, keys: Sequence[str]) -> None:
+        """Forget what relays have published and their rows no longer ask for. Raises `BrokerError`."""
+        if self._streams is not None:
+            await self._streams.settle(channel, keys)
 
     def publish_or_deliver_here(self, rules: ChannelRules, publication: Publication) -> asyncio.Future[bool]:
         """As `publish`, for a sender who can't be answered; never fails.
