@@ -1,0 +1,340 @@
+"""What is measured. Each workload takes one peer and yields a row for each of its cases.
+
+The server under test has one core, the generator and Redis the other. Costs are the server's CPU time
+between two reads of its clock, divided by the deliveries (connects, requests) in between: unlike throughput,
+they hardly depend on what else the machine is doing. The generator checks every subscriber's sequence; what
+it misses is a problem of the row.
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import jwt
+
+from bench.clock import Departures, Usage, cpu_seconds, resident_bytes
+from bench.generator import Generator
+from bench.peers import Peer
+from bench.peers.bongsu import HMAC_SECRET
+from bench.results import Row
+from bench.site import LOAD_CORE, SERVER_CORE, Server, Site
+
+__all__ = ["WORKLOADS", "Bench", "Scale", "Workload"]
+
+
+@dataclass(frozen=True)
+class Scale:
+    """How much is measured."""
+
+    runs: int
+    seconds: float
+    """Of each run of a case."""
+    subscribers: int
+    connections: int
+    many_channels: int
+    growth_subscribers: tuple[int, ...]
+    growth_channels: tuple[tuple[int, int], ...]
+    """Clients × channels of each."""
+    pairs: int
+    """Of runs with and without stalled readers."""
+    requests: int
+
+
+FULL = Scale(
+    runs=5,
+    seconds=3,
+    subscribers=1000,
+    connections=10_000,
+    many_channels=10_000,
+    growth_subscribers=(10, 100, 1000, 10_000),
+    growth_channels=((1, 1), (100, 1), (1000, 1), (1000, 10), (1000, 100)),
+    pairs=2,
+    requests=20_000,
+)
+QUICK = Scale(
+    runs=3,
+    seconds=1,
+    subscribers=1000,
+    connections=2000,
+    many_channels=2000,
+    growth_subscribers=(10, 1000),
+    growth_channels=((1, 1), (1000, 10)),
+    pairs=1,
+    requests=5000,
+)
+
+PUBLISHERS = 32
+"""Connections that take turns to publish: a server that answers one client's commands one after another, as
+the client protocol allows, is thus not measured by the patience of a single publisher.
+"""
+
+STALL = 14
+"""Seconds that readers are stalled: one second fills the kernel's buffers, then Bongsu gives them 5 s to make
+progress and 5 s to drain.
+"""
+
+
+@dataclass(frozen=True)
+class Bench:
+    """What every workload needs: the programs that setup built, and how much to measure."""
+
+    programs: Path
+    scale: Scale
+
+    def site(self, directory: str) -> Site:
+        return Site(Path(directory), self.programs)
+
+    def generator(self, peer: Peer, *ports: int, **options: Any) -> Generator:
+        options = {"publishers": PUBLISHERS, **options}
+        return Generator(
+            self.programs / "load",
+            LOAD_CORE,
+            dialect=peer.dialect,
+            ports=ports,
+            path=peer.path,
+            channel=peer.channel,
+            **options,
+        )
+
+
+Workload = Callable[[Bench, Peer], Iterator[Row]]
+
+
+def fanout(bench: Bench, peer: Peer) -> Iterator[Row]:
+    """One channel, 1,000 subscribers: 20 messages a second, one in flight, 32 in flight; then 20 channels."""
+    cases = [("20 msg/s", 0), ("1 in flight", 1), ("32 in flight", 32)]
+    with _temporary() as directory, bench.site(directory) as site:
+        server = peer.start(site, SERVER_CORE)
+        with bench.generator(peer, server.port) as load:
+            load.open(bench.scale.subscribers)
+            yield from _publish(bench, peer, "fanout", cases, load, site, [server])
+        if not peer.carries_channels:
+            return
+        with bench.generator(peer, server.port, channels=20) as load:
+            load.open(bench.scale.subscribers)
+            many = [("32 in flight, 20 channels", 32)]
+            yield from _publish(bench, peer, "fanout", many, load, site, [server])
+
+
+def single(bench: Bench, peer: Peer) -> Iterator[Row]:
+    """10,000 channels with one subscriber each: published on one replica, measured on another, over Redis."""
+    if not (peer.redis and peer.carries_channels):
+        return
+    with _temporary() as directory, bench.site(directory) as site:
+        server = peer.start(site, SERVER_CORE)
+        other = peer.start(site, LOAD_CORE)
+        with bench.generator(peer, server.port, own=True, publish_port=other.port) as load:
+            load.open(bench.scale.many_channels)
+            load.open_publishers()
+            cases = [("1 in flight", 1), ("64 in flight", 64)]
+            yield from _publish(bench, peer, "single", cases, load, site, [server])
+
+
+def connections(bench: Bench, peer: Peer) -> Iterator[Row]:
+    """Connect, connect command, subscribe to one channel: what it costs, also among 10,000, and keeps."""
+    first = Row("connections", "first 1,000", peer.name)
+    last = Row("connections", f"last 1,000 of {bench.scale.connections:,}", peer.name)
+    idle = Row("connections", f"idle, {bench.scale.connections:,}", peer.name)
+    total = bench.scale.connections
+    for _ in range(bench.scale.runs):
+        with _temporary() as directory, bench.site(directory) as site:
+            server = peer.start(site, SERVER_CORE)
+            with bench.generator(peer, server.port) as load:
+                load.open(200)  # whatever a server makes once
+                load.rest(0.2)
+                empty = resident_bytes(server.pids)
+                first.add(cpu_us=_open(load, server, 1200))
+                load.open(total - 1000)
+                last.add(cpu_us=_open(load, server, total))
+                before = cpu_seconds(server.pids)
+                load.rest(bench.scale.seconds)
+                spent = cpu_seconds(server.pids) - before
+                idle.add(
+                    kib=(resident_bytes(server.pids) - empty) / (total - 200) / 1024,
+                    cpu_us=spent / bench.scale.seconds / total * 1e6,
+                )
+    yield from (first, last, idle)
+    if peer.dialect == "centrifuge":
+        yield _connections_with_tokens(bench, peer)
+
+
+def _connections_with_tokens(bench: Bench, peer: Peer) -> Row:
+    row = Row("connections", "first 1,000, with a token each", peer.name)
+    for _ in range(bench.scale.runs):
+        with _temporary() as directory, bench.site(directory) as site:
+            tokens = Path(directory) / "tokens"
+            expiry = int(time.time()) + 3600
+            users = (jwt.encode({"sub": f"user-{n}", "exp": expiry}, HMAC_SECRET) for n in range(1200))
+            tokens.write_text("\n".join(users) + "\n")
+            server = peer.start(site, SERVER_CORE)
+            with bench.generator(peer, server.port, tokens=tokens) as load:
+                load.open(200)
+                row.add(cpu_us=_open(load, server, 1200))
+    return row
+
+
+def growth(bench: Bench, peer: Peer) -> Iterator[Row]:
+    """The cost of a delivery, 32 in flight, with more subscribers of one channel, and with more channels."""
+    for subscribers in bench.scale.growth_subscribers:
+        with _temporary() as directory, bench.site(directory) as site:
+            server = peer.start(site, SERVER_CORE)
+            publishers = min(PUBLISHERS, subscribers)
+            with bench.generator(peer, server.port, publishers=publishers) as load:
+                load.open(subscribers)
+                cases = [(f"{subscribers:,} subscribers", 32)]
+                yield from _publish(bench, peer, "growth", cases, load, site, [server])
+    if not peer.carries_channels:
+        return
+    for clients, channels in bench.scale.growth_channels:
+        with _temporary() as directory, bench.site(directory) as site:
+            server = peer.start(site, SERVER_CORE)
+            with bench.generator(peer, server.port, own=True, channels=channels) as load:
+                load.open(clients)
+                cases = [(f"{clients * channels:,} channels", 32)]
+                yield from _publish(bench, peer, "growth", cases, load, site, [server])
+
+
+def replicas(bench: Bench, peer: Peer) -> Iterator[Row]:
+    """The same 1,000 subscribers on one replica and on two; the cost is that of all replicas together."""
+    if not peer.redis:
+        return
+    for count in (1, 2):
+        with _temporary() as directory, bench.site(directory) as site:
+            servers = [peer.start(site, SERVER_CORE) for _ in range(count)]
+            with bench.generator(peer, *(server.port for server in servers)) as load:
+                load.open(bench.scale.subscribers)
+                words = f"{count} replica" + "s" * (count > 1)
+                cases = [(f"{words}, 20 msg/s", 0), (f"{words}, 32 in flight", 32)]
+                yield from _publish(bench, peer, "replicas", cases, load, site, servers)
+
+
+def stalled(bench: Bench, peer: Peer) -> Iterator[Row]:
+    """250 subscribers, 100 messages of 1 KiB a second: first all read, then a tenth reads no more."""
+    subscribers, rate = 250, 100
+    calm = Row("stalled", "all read", peer.name)
+    rough = Row("stalled", "10 % read nothing", peer.name)
+    for _ in range(bench.scale.pairs):
+        with _temporary() as directory, bench.site(directory) as site:
+            server = peer.start(site, SERVER_CORE)
+            with bench.generator(peer, server.port, size=1024, receive_buffer=8192) as load:
+                load.open(subscribers)
+                load.rate(rate, 1)
+                for row, count, seconds in ((calm, 0, 5), (rough, subscribers // 10, STALL)):
+                    before = resident_bytes(server.pids)
+                    if count:
+                        load.stall(count)
+                    with Departures(server.pids) as departures:
+                        answer = load.rate(rate, seconds)
+                    row.add(
+                        p50_us=answer["p50"],
+                        p99_us=answer["p99"],
+                        max_us=answer["max"],
+                        grown_mib=(resident_bytes(server.pids) - before) / 2**20,
+                    )
+                    if count:
+                        row.add(gone=departures.gone, gone_after_s=departures.after)
+                    _note_problems(row, answer)
+    yield from (calm, rough)
+
+
+def publishing(bench: Bench, peer: Peer) -> Iterator[Row]:
+    """HTTP requests that publish one message each, to a channel nobody has subscribed to."""
+    if peer.publish_request is None:
+        return
+    for at_once in (1, 64):
+        row = Row("publishing", f"{at_once} at once", peer.name)
+        with _temporary() as directory, bench.site(directory) as site:
+            server = peer.start(site, SERVER_CORE)
+            path, headers, body = peer.publish_request
+            for run in range(bench.scale.runs + 1):
+                usage = Usage(server.pids)
+                requests = bench.scale.requests if at_once > 1 else bench.scale.requests // 4
+                answer = _post(bench, server.port, path, headers, body, at_once, requests)
+                if run:  # the first one warms up
+                    row.add(cpu_us=usage.spent() / requests * 1e6, per_s=requests / answer["seconds"])
+                    row.add(load_busy=answer["generator_cpu"] / answer["seconds"])
+                if answer["refused"]:
+                    row.problem(f"{answer['refused']} refused: {answer['complaint']}")
+        yield row
+
+
+def _post(
+    bench: Bench, port: int, path: str, headers: str, body: str, at_once: int, requests: int
+) -> dict[str, Any]:
+    command = ["taskset", "-c", str(LOAD_CORE), str(bench.programs / "post")]
+    command += [str(port), path, headers, body, str(at_once), str(requests)]
+    done = subprocess.run(command, check=True, stdout=subprocess.PIPE, timeout=120)
+    answer: dict[str, Any] = json.loads(done.stdout)
+    return answer
+
+
+def _publish(
+    bench: Bench,
+    peer: Peer,
+    workload: str,
+    cases: list[tuple[str, int]],
+    load: Generator,
+    site: Site,
+    servers: list[Server],
+) -> Iterator[Row]:
+    """A row for each case: that many messages in flight, 0 = 20 a second. Runs of the cases take turns."""
+    load.window(8, 0.5)  # warms up
+    rows = [Row(workload, case, peer.name) for case, _ in cases]
+    pids = [pid for server in servers for pid in server.pids]
+    for _ in range(bench.scale.runs):
+        for row, (_, in_flight) in zip(rows, cases, strict=True):
+            usage = Usage(pids)
+            redis = Usage([site.redis.pid] if peer.redis else [])
+            if in_flight:
+                answer = load.window(in_flight, bench.scale.seconds)
+            else:
+                answer = load.rate(20, bench.scale.seconds)
+            spent, delivered = usage.spent(), max(1, answer["delivered"])
+            row.add(
+                cpu_us=spent / delivered * 1e6,
+                redis_us=redis.spent() / delivered * 1e6,
+                per_core_s=delivered / spent,
+                per_s=delivered / answer["seconds"],
+                p50_us=answer["p50"],
+                p99_us=answer["p99"],
+                load_busy=answer["generator_cpu"] / answer["seconds"],
+            )
+            _note_problems(row, answer)
+    yield from rows
+
+
+def _open(load: Generator, server: Server, total: int) -> float:
+    """Connect the last 1,000 of `total`; CPU of the server for each, in µs."""
+    usage = Usage(server.pids)
+    load.open(total)
+    return usage.spent() / 1000 * 1e6
+
+
+def _note_problems(row: Row, answer: dict[str, Any]) -> None:
+    for kind in ("lost", "reordered", "duplicated", "foreign"):
+        if answer[kind]:
+            row.problem(f"{kind}: {answer[kind]} of {answer['expected']}")
+    if answer["complaint"]:
+        row.problem(answer["complaint"])
+
+
+def _temporary() -> tempfile.TemporaryDirectory[str]:
+    return tempfile.TemporaryDirectory(prefix="bongsu-bench-")
+
+
+WORKLOADS: dict[str, Workload] = {
+    "fanout": fanout,
+    "single": single,
+    "connections": connections,
+    "growth": growth,
+    "replicas": replicas,
+    "stalled": stalled,
+    "publishing": publishing,
+}
