@@ -38,11 +38,12 @@ class FaultProxy:
     """Listens on a port of 127.0.0.1 and passes on to the port `target`, in a thread of its own.
 
     A connection is whole unless a fault waits for it: each new one takes the first of those that
-    `break_next` was given. `happened` counts the faults that did.
+    `break_next` was given. `happened` counts the faults that did, `carried` the bytes in both directions.
     """
 
     def __init__(self, target: int) -> None:
         self.happened = 0
+        self.carried = 0
         self._target = target
         self._faults: deque[Fault] = deque()
         self._open: set[_Connection] = set()
@@ -161,6 +162,7 @@ class FaultProxy:
         while data := await self._loop.sock_recv(source, _BLOCK if left is None else min(_BLOCK, left)):
             if connection.stalled:
                 await asyncio.Event().wait()
+            self.carried += len(data)
             await self._loop.sock_sendall(sink, data)
             if left is not None:
                 left -= len(data)
