@@ -124,7 +124,15 @@ class Bongsu:
         )
         self._server_api = ServerApi(self._services, control, self._admission, metrics)
         self.database = Database(settings.database_url)
-        self._relay = Relay(self.database, self._publish_relayed, self.node.settle, metrics, settings.replica)
+        self._relay = Relay(
+            self.database,
+            self._publish_relayed,
+            self.node.settle,
+            metrics,
+            settings.replica,
+            poll=settings.outbox.poll,
+            limit=settings.outbox.turn,
+        )
         self.database.on_publication = self._relay.ring
         self.outbox = Outbox(check=self._check_channel, ring=self._relay.ring)
         """Publishes in the embedding application's own transactions."""
