@@ -4,12 +4,17 @@ from __future__ import annotations
 
 import asyncio
 from typing import Any, cast
+from urllib.parse import unquote
 
+import httptools
 from uvicorn import Config
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 
+from bongsu.node.wheel import Wheel
 from bongsu.protocol import problems
 from bongsu.protocol.problems import Problem
+from bongsu.server import handshake
+from bongsu.server.protocol import BongsuWebSocketProtocol
 from bongsu.transports.sockets import CUT_EXTENSION
 
 MAX_HEAD = 64 * 1024
@@ -29,6 +34,12 @@ class BongsuConfig(Config):
     """uvicorn's configuration, and what our protocol classes need besides."""
 
     server_headers: list[tuple[bytes, bytes]]
+    """What every response of this server carries."""
+
+    deflate: bool
+    """Whether sockets may agree on permessage-deflate."""
+
+    wheel: Wheel
 
 
 def raw_response(problem: Problem, headers: list[tuple[bytes, bytes]]) -> bytes:
@@ -147,6 +158,8 @@ class BongsuHttpProtocol(HttpToolsProtocol):
         if self._refused:
             return
         super().data_received(data)
+        if self.parser is None:
+            return  # a socket now, or lost
         # The parser itself keeps what is not a whole header (or trailer) yet, without a bound.
         self._unparsed = 0 if self._unparsed < 0 else self._unparsed + len(data)
         if self._unparsed > 2 * MAX_HEAD and not self._refused and not self.transport.is_closing():
@@ -160,10 +173,48 @@ class BongsuHttpProtocol(HttpToolsProtocol):
         self._stop_departure()
         if self._refused:
             return
-        if self.parser.get_http_version() == "1.1":
-            super().handle_websocket_upgrade()
-        else:  # uvicorn hands over a request that says 1.1 whatever it was
-            self._refuse(Problem(problems.BAD_REQUEST, "WebSockets need HTTP/1.1 (RFC 6455 §4.1)."))
+        self.connections.discard(self)
+        transport, config = self.transport, cast("BongsuConfig", self.config)
+        scope = cast("dict[str, Any]", self.scope)
+        try:
+            if scope["http_version"] != "1.1":
+                raise Problem(problems.BAD_REQUEST, "WebSockets need HTTP/1.1 (RFC 6455 §4.1).")
+            asked = handshake.read(scope["method"], self.headers, deflate=config.deflate)
+            scope = self._socket_scope(asked.subprotocols)
+        except Problem as problem:
+            # A client of another version is to learn which we speak (RFC 6455 §4.2.2).
+            self._refuse(problem, (b"sec-websocket-version", b"13"))
+            return
+        socket = BongsuWebSocketProtocol(
+            config, self.server_state, transport, self.loop, deflates=asked.deflate
+        )
+        transport.set_protocol(socket)
+        # A cycle otherwise, kept for as long as the collector pleases: the parser calls this object.
+        self.parser = self.scope = self.headers = None  # type: ignore[assignment]
+        socket.open(self.app, scope, asked)
+
+    def _socket_scope(self, subprotocols: list[str]) -> dict[str, Any]:
+        """The ASGI scope of a WebSocket. Raises `Problem`."""
+        try:
+            url = httptools.parse_url(self.url)
+            raw_path, query = url.path or b"/", url.query or b""
+        except httptools.HttpParserInvalidURLError:
+            raise Problem(problems.BAD_REQUEST, "The request's target is not a URL.") from None
+        return {
+            "type": "websocket",
+            "asgi": {"version": self.asgi_version, "spec_version": "2.4"},
+            "http_version": "1.1",
+            "scheme": "wss" if self.scheme == "https" else "ws",
+            "server": self.server,
+            "client": self.client,
+            "root_path": self.root_path,
+            "path": self.root_path + unquote(raw_path.decode("latin-1")),
+            "raw_path": self.root_path.encode("ascii") + raw_path,
+            "query_string": query,
+            "headers": self.headers,
+            "subprotocols": subprotocols,
+            "state": self.app_state.copy(),
+        }
 
     def send_400_response(self, msg: str) -> None:
         self._refuse(Problem(problems.BAD_REQUEST, msg))
@@ -171,9 +222,10 @@ class BongsuHttpProtocol(HttpToolsProtocol):
     def _refuse_head(self) -> None:
         self._refuse(Problem(problems.HEADERS_TOO_LARGE, f"The limit is {MAX_HEAD} bytes."))
 
-    def _refuse(self, problem: Problem) -> None:
+    def _refuse(self, problem: Problem, *headers: tuple[bytes, bytes]) -> None:
         self._refused = True
-        self.transport.write(raw_response(problem, cast("BongsuConfig", self.config).server_headers))
+        fields = [*cast("BongsuConfig", self.config).server_headers, *headers]
+        self.transport.write(raw_response(problem, fields))
         self.transport.close()
 
     def _arrives_within(self, seconds: float) -> None:

@@ -1,33 +1,32 @@
-"""uvicorn's WebSocket protocol, with what a broadcast server needs (docs/decisions/protocol-class.md).
+"""The WebSocket protocol of a broadcast server (docs/decisions/protocol-class.md).
 
-Over its base class it: reads a blank `Sec-WebSocket-Protocol` header as none (centrifuge-python sends one;
-RFC 6455 has no such form, and uvicorn answers 400); offers the app its socket for raw writes and callbacks,
-through an ASGI extension; lets a stalled socket be closed; and after a close frame goes on reading until
-the peer has closed, since the kernel answers unread bytes with a reset that overtakes the frame.
+The HTTP protocol has read the handshake; the app answers it as ASGI messages, and takes the socket itself
+through an extension: raw writes of ready frames, and callbacks. From then on there is nothing of the
+handshake left, no task and no timer: one object a connection, and one wheel for all of them.
+
+After a close frame it goes on reading until the peer has closed, since the kernel answers unread bytes with a
+reset that overtakes the frame.
 """
 
 from __future__ import annotations
 
 import asyncio
-import logging
-import socket
-import sys
-from functools import partial
+from collections.abc import Callable
 from http import HTTPStatus
-from typing import Any, cast
+from typing import Any, Final, Protocol, cast
 
 import structlog
 from uvicorn.protocols.utils import ClientDisconnected
-from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIOProtocol
-from websockets.datastructures import Headers
-from websockets.frames import CloseCode, Frame
-from websockets.http11 import Request, Response
-from websockets.protocol import OPEN
+from uvicorn.server import ServerState
 
+from bongsu.node.wheel import Wheel
 from bongsu.protocol import problems
 from bongsu.protocol.problems import Problem
-from bongsu.server.http import BongsuConfig, raw_response
-from bongsu.transports.sockets import RAW_EXTENSION, Receiver
+from bongsu.server import framing
+from bongsu.server.framing import BrokenFrame, FrameReader, close_code
+from bongsu.server.handshake import Fields, Handshake, response
+from bongsu.transports.frames import PING, close_frame, pong_frame
+from bongsu.transports.sockets import RAW_EXTENSION, Message, Receiver, Scope
 
 LINGER = 0.5
 """Seconds of reading and discarding after a close frame that answers a broken rule: the peer may be
@@ -40,124 +39,177 @@ CUT_OFF = 5.0
 SLICE = 4096
 """Bytes parsed in one loop turn: a read full of tiny frames would hold up everybody else for seconds."""
 
-MAX_FRAGMENTS = 1024
-"""Frames of one message. Empty ones would cost memory that no limit of bytes sees."""
+KEEPALIVE: Final = 20.0
+"""Seconds between a pong and the next ping, and from a ping to its pong."""
 
-NOT_SENT_LOW_WATER = 64 * 1024
-"""Bytes the kernel may hold unsent. Without it a stalled client hides megabytes, minutes of messages,
-down there.
-"""
-
-_TCP_NOTSENT_LOWAT = 25  # <linux/tcp.h>; the socket module has it since Python 3.12 only
+_INTERNAL_ERROR: Final = 1011
+_SERVICE_RESTART: Final = 1012
+_INVALID_DATA: Final = 1007
 
 log = structlog.get_logger("bongsu.server")
 
-_websockets_log = logging.getLogger("bongsu.server.websockets")
-_websockets_log.setLevel(logging.WARNING)
+
+class WebSocketConfig(Protocol):
+    """What all sockets of a server have in common."""
+
+    server_headers: Fields
+    wheel: Wheel
+    ws_max_size: int
 
 
-class BongsuWebSocketProtocol(WebSocketsSansIOProtocol):
+class BongsuWebSocketProtocol(asyncio.Protocol):
     """Also the `RawSocket` that it offers: one object a connection."""
 
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
+    __slots__ = (
+        "_answered",
+        "_awaits_pong",
+        "_broken",
+        "_close_sent",
+        "_config",
+        "_cut_off",
+        "_failed_with",
+        "_gone",
+        "_input",
+        "_keepalive",
+        "_loop",
+        "_lost",
+        "_reader",
+        "_receiver",
+        "_session_paused",
+        "_slicing",
+        "_state",
+        "_transport",
+        "_writable",
+        "deflates",
+    )
+
+    def __init__(
+        self,
+        config: WebSocketConfig,
+        state: ServerState,
+        transport: asyncio.Transport,
+        loop: asyncio.AbstractEventLoop,
+        *,
+        deflates: bool,
+    ) -> None:
+        """`transport` is open and already has its peer's handshake behind it."""
+        self._config = config
+        self._state = state
+        self._transport = transport
+        self._loop = loop
+        self.deflates = deflates
+        """Whether messages may be sent deflated (RFC 7692)."""
+        self._reader = FrameReader(config.ws_max_size, inflates=deflates)
         self._receiver: Receiver | None = None
+        self._input: bytearray | None = None  # read, and not parsed yet
+        self._cut_off: asyncio.TimerHandle | None = None
+        self._gone: asyncio.Future[None] | None = None
         self._failed_with: int | None = None
-        self._input = bytearray()
+        self._answered = False  # the handshake
+        self._close_sent = False
+        self._broken = False  # what comes is thrown away
+        self._lost = False
         self._slicing = False
         self._session_paused = False
-        # Else it logs "connection open" for every client.
-        self.conn.logger = _websockets_log
-        self._cut_off: asyncio.TimerHandle | None = None
+        self._writable = True
+        self._keepalive = False
+        self._awaits_pong = False
+        state.connections.add(self)  # type: ignore[arg-type]  # uvicorn asks for its `shutdown`
 
     # Handshake
 
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        super().connection_made(transport)
-        tcp = transport.get_extra_info("socket")
-        if sys.platform == "linux" and tcp is not None and tcp.family in (socket.AF_INET, socket.AF_INET6):
-            tcp.setsockopt(socket.IPPROTO_TCP, _TCP_NOTSENT_LOWAT, NOT_SENT_LOW_WATER)
+    def open(self, app: Callable[..., Any], scope: Scope, handshake: Handshake) -> None:
+        """Let `app` answer the handshake."""
+        scope["extensions"] = {"websocket.http.response": {}, RAW_EXTENSION: {"socket": self}}
+        task = self._loop.create_task(self._run(app, scope, _Answer(self, handshake)))
+        self._state.tasks.add(task)
+        task.add_done_callback(self._state.tasks.discard)
 
-    def handle_connect(self, event: Request) -> None:
-        offered = event.headers.get_all("Sec-WebSocket-Protocol")
-        if offered and not any(value.strip() for value in offered):
-            del event.headers["Sec-WebSocket-Protocol"]
-        # What it refuses itself (no version, a bad key, two origins) would be plain text of no replica.
-        self.conn.reject = partial(_rejection, self.server_headers())  # type: ignore[method-assign]
-        super().handle_connect(event)
-        del self.conn.reject
-
-    def _refuse_handshake(self, detail: str) -> None:
-        # More or longer headers than websockets accepts; the base class would leave the client waiting.
-        self.handshake_complete = self.close_sent = True
-        problem = Problem(problems.BAD_REQUEST, f"The WebSocket handshake cannot be read: {detail}.")
-        self.transport.write(raw_response(problem, self.server_headers()))
-        self._close_transport()
-
-    def server_headers(self) -> list[tuple[bytes, bytes]]:
-        """What every response of this server carries."""
-        return cast("BongsuConfig", self.config).server_headers
-
-    async def run_asgi(self) -> None:
-        """As the base class, but a session that was attached outlives the app's call."""
-        scope = cast("dict[str, Any]", self.scope)
-        scope["extensions"][RAW_EXTENSION] = {"socket": self}
+    async def _run(self, app: Callable[..., Any], scope: Scope, answer: _Answer) -> None:
         try:
-            await self.app(self.scope, self.receive, self.send)
+            await app(scope, answer.receive, answer.send)
         except ClientDisconnected:
             pass
         except Exception:
             log.exception("a socket's application failed")
-        if self._receiver is not None:
+        if self._receiver is not None or self._lost:
             return
-        if not (self.handshake_complete or self.close_sent or self.disconnected):
+        if not self._answered:
             log.error("a socket's application did not answer the handshake")
-            self.send_500_response()
-        if self.close_timer is None:
-            self._close_transport()
+            self.refuse(Problem(problems.INTERNAL, "The handshake was not answered."))
+        elif not self._close_sent:
+            log.error("a socket's application accepted it and did not take it")
+            self.close(_INTERNAL_ERROR, "", within=CUT_OFF)
+
+    def refuse(self, problem: Problem, *headers: tuple[bytes, bytes]) -> None:
+        """Answer the handshake with `problem`."""
+        fields = [*problem.headers(), *headers, *self._config.server_headers]
+        self.respond(problem.kind.status, fields, problem.body())
+
+    def respond(self, status: int, headers: Fields, body: bytes) -> None:
+        """A whole response that ends the connection."""
+        self._answered = self._close_sent = self._broken = True
+        if self._lost:
+            return
+        names = {name for name, _ in headers}
+        lines = [f"HTTP/1.1 {status} {HTTPStatus(status).phrase}\r\n".encode()]
+        lines += [b"%b: %b\r\n" % header for header in headers]
+        if b"content-length" not in names:
+            lines.append(b"content-length: %d\r\n" % len(body))
+        self._transport.write(b"".join([*lines, b"connection: close\r\n\r\n", body]))
+        self._close_transport()
+
+    def accept(self, head: bytes) -> None:
+        """The handshake is answered with `head`."""
+        if self._lost or self._transport.is_closing():
+            raise ClientDisconnected
+        self._answered = True
+        self._transport.write(head)
+
+    async def gone(self) -> None:
+        """Return when the connection is lost; for an app that has not taken the socket."""
+        if not self._lost:
+            self._gone = self._loop.create_future()
+            await self._gone
 
     # RawSocket
 
     def attach(self, receiver: Receiver, *, keepalive: bool) -> None:
         self._receiver = receiver
-        if not keepalive:
-            self.stop_keepalive()
-        # What came in between the accept and now waits in the ASGI queue.
-        while not self.queue.empty():
-            message = cast("dict[str, Any]", self.queue.get_nowait())
-            if message["type"] == "websocket.disconnect":
-                self._tell_lost()
-                return
-            self._tell_message(message.get("text"), message.get("bytes"))
-        self.read_paused = False
-        self._resume()
-        if self.disconnected:
+        self._keepalive = keepalive
+        if keepalive:
+            self._config.wheel.set(self, self._loop.time() + KEEPALIVE)
+        if self._lost or self._close_sent:
             self._tell_lost()
-        elif not self.writable.is_set():
+            return
+        if not self._writable:
             receiver.paused()
+        if self._input:
+            self._schedule_slice()
+        else:
+            self._resume()
 
     def write(self, chunks: list[bytes]) -> None:
-        if not (self.close_sent or self.disconnected):
-            self.transport.write(chunks[0] if len(chunks) == 1 else b"".join(chunks))
+        if not (self._close_sent or self._lost):
+            self._transport.write(chunks[0] if len(chunks) == 1 else b"".join(chunks))
 
     def unsent(self) -> int:
-        return 0 if self.disconnected else self.transport.get_write_buffer_size()
+        return 0 if self._lost else self._transport.get_write_buffer_size()
 
     def close(self, code: int, reason: str, *, within: float) -> None:
-        if self.close_sent or self.disconnected:
+        if self._close_sent or self._lost:
             return
-        self.stop_keepalive()
-        self.close_sent = True
-        if self.conn.state is OPEN:
-            self.conn.send_close(code, reason)
-            self.transport.write(b"".join(self.conn.data_to_send()))
-            self._cut_off_after(within)
-            self.resume_reading()  # for the peer's answer
-        else:
+        self._close_sent = True
+        self._stop_keepalive()
+        if not self._answered:
             self._close_transport()
+            return
+        self._transport.write(close_frame(code, reason))
+        self._cut_off_after(within)
+        self.resume_reading()  # for the peer's answer
 
     def pause_reading(self) -> None:
-        if not (self.close_sent or self.disconnected):
+        if not (self._close_sent or self._lost):
             self._session_paused = True
             self._pause()
 
@@ -171,177 +223,180 @@ class BongsuWebSocketProtocol(WebSocketsSansIOProtocol):
     # From the transport
 
     def data_received(self, data: bytes) -> None:
-        if self._input or len(data) > SLICE:
+        if self._broken:
+            return
+        if self._input or len(data) > SLICE or not self._takes_messages():
+            if self._input is None:
+                self._input = bytearray()
             self._input += data
             self._pause()
             self._schedule_slice()
         else:
             self._parse(data)
 
+    def _takes_messages(self) -> bool:
+        """Somebody listens, or nobody will: until the app has taken the socket, what comes waits."""
+        return self._receiver is not None or self._close_sent
+
     def _schedule_slice(self) -> None:
         if not self._slicing:
             self._slicing = True
-            self.loop.call_soon(self._parse_slice)
+            self._loop.call_soon(self._parse_slice)
 
     def _parse_slice(self) -> None:
         """The next part of a long read; the loop has had a turn since the last one."""
         self._slicing = False
-        if self.disconnected:
-            self._input.clear()
-        elif self._input and not self._session_paused:
+        if self._lost or self._broken:
+            self._input = None
+        elif self._input and not self._session_paused and self._takes_messages():
             part = bytes(self._input[:SLICE])
             del self._input[:SLICE]
             self._parse(part)
-        if self._input and not self._session_paused:
-            self._schedule_slice()
-        else:
+        if not self._input:
+            self._input = None
             self._resume()
+        elif not self._session_paused and self._takes_messages():
+            self._schedule_slice()
 
     def _pause(self) -> None:
-        if not self.transport.is_closing():
-            self.transport.pause_reading()
+        if not self._transport.is_closing():
+            self._transport.pause_reading()
 
     def _resume(self) -> None:
         """Read on, unless somebody is not done with what was read."""
-        busy = self._input or self._session_paused or self.read_paused
-        if not (busy or self.disconnected or self.transport.is_closing()):
-            self.transport.resume_reading()
+        if not (self._input or self._session_paused or self._lost or self._transport.is_closing()):
+            self._transport.resume_reading()
 
     def _parse(self, data: bytes) -> None:
-        if self.conn.parser_exc is not None or self.conn.handshake_exc is not None:
-            return  # lingering: read, and thrown away
-        self.conn.receive_data(data)
-        # Whole messages that came before a broken one still count.
-        self.handle_events()
-        if self.conn.parser_exc is not None:
-            self.handle_parser_exception()
-        elif self.conn.handshake_exc is not None and not self.handshake_initiated:
-            self._refuse_handshake(str(self.conn.handshake_exc))
+        reader = self._reader
+        reader.feed(data)
+        try:
+            # Whole messages that came before a broken one still count.
+            while not self._broken and (message := reader.read()) is not None:
+                self._on_message(*message)
+        except BrokenFrame as broken:
+            self._fail(broken.code, broken.reason)
 
     def pause_writing(self) -> None:
-        super().pause_writing()
+        self._writable = False
         if self._receiver is not None:
             self._receiver.paused()
 
     def resume_writing(self) -> None:
-        super().resume_writing()
+        self._writable = True
         if self._receiver is not None:
             self._receiver.resumed()
 
+    def eof_received(self) -> bool:
+        # The peer will send no more, not even its close frame: flush what is on its way, and end.
+        self._cut_off_after(CUT_OFF)
+        return False
+
     def connection_lost(self, exc: Exception | None) -> None:
+        self._lost = True
         if self._cut_off is not None:
             self._cut_off.cancel()
             self._cut_off = None
-        super().connection_lost(exc)
+        if self._gone is not None and not self._gone.done():
+            self._gone.set_result(None)
+        self._stop_keepalive()
+        self._state.connections.discard(self)
+        self._input = None
         self._tell_lost()
-
-    def eof_received(self) -> None:
-        # The peer will send no more, not even its close frame: flush what is on its way, and end.
-        self._cut_off_after(CUT_OFF)
 
     # From the peer
 
-    def send_receive_event_to_app(self) -> None:
-        if self._receiver is None or self.close_sent:
-            super().send_receive_event_to_app()
-            return
-        data = self.frames[0] if len(self.frames) == 1 else b"".join(self.frames)
-        self.frames = []
-        if self.curr_msg_data_type != "text":
-            self._tell_message(None, bytes(data))
-            return
-        try:
-            text = str(data, "utf-8")
-        except UnicodeDecodeError:
-            self.conn.fail(CloseCode.INVALID_DATA, "invalid UTF-8")
-            self.handle_parser_exception()
-            return
-        self._tell_message(text, None)
+    def _on_message(self, opcode: int, payload: bytes) -> None:
+        """Raises `BrokenFrame`."""
+        if opcode == framing.CLOSE:
+            self._on_close(close_code(payload))
+        elif opcode == framing.PING:
+            # Pongs to somebody who reads nothing would pile up; only the latest ping needs one
+            # (RFC 6455 §5.5.3).
+            if self._writable and not self._close_sent:
+                self._transport.write(pong_frame(payload))
+        elif opcode == framing.PONG:
+            if self._awaits_pong:
+                self._awaits_pong = False
+                self._config.wheel.set(self, self._loop.time() + KEEPALIVE)
+        elif self._receiver is not None and not self._close_sent:
+            if opcode == framing.BINARY:
+                self._receiver.binary(payload)
+                return
+            try:
+                text = str(payload, "utf-8")
+            except UnicodeDecodeError:
+                raise BrokenFrame(_INVALID_DATA, "invalid UTF-8") from None
+            self._receiver.text(text)
 
-    def handle_cont(self, event: Frame) -> None:
-        if len(self.frames) >= MAX_FRAGMENTS:
-            self.conn.fail(CloseCode.POLICY_VIOLATION, "too many fragments")
-            self.handle_parser_exception()
-            return
-        super().handle_cont(event)
-
-    def handle_ping(self) -> None:
-        answer = b"".join(self.conn.data_to_send())
-        # Pongs to somebody who reads nothing would pile up; only the latest ping needs one (RFC 6455 §5.5.3).
-        if self.writable.is_set():
-            self.transport.write(answer)
-
-    def handle_close(self, event: Frame) -> None:
-        if self.close_sent:
-            self._close_transport()
-            return
-        super().handle_close(event)
-        self.close_sent = True
-        self._cut_off_after(CUT_OFF)
+    def _on_close(self, code: int) -> None:
+        if not self._close_sent:
+            self._close_sent = True
+            self._transport.write(close_frame(None if code == framing.NO_CODE else code))
+        self._broken = True
+        self._close_transport()
         self._tell_lost()
 
-    def handle_parser_exception(self) -> None:
-        """The peer broke a rule of the framing: 1002, 1007 or 1009."""
-        already = self.close_sent
-        self.close_sent = True
-        self.stop_keepalive()
-        closed = self.conn.close_sent
-        if closed is not None:
-            self._failed_with = closed.code
-            self.queue.put_nowait(
-                {"type": "websocket.disconnect", "code": closed.code, "reason": closed.reason}
-            )
-        output = b"".join(self.conn.data_to_send())
-        if not already:
-            self.transport.write(output)
-        self.read_paused = False
-        self.resume_reading()
+    def _fail(self, code: int, reason: str) -> None:
+        """The peer broke a rule of the framing, or fell silent."""
+        self._broken = True
+        self._input = None
+        self._failed_with = code
+        if not self._close_sent:
+            self._close_sent = True
+            self._transport.write(close_frame(code, reason))
+        self._session_paused = False
+        self._resume()
         self._cut_off_after(LINGER if self.unsent() == 0 else CUT_OFF)
         self._tell_lost()
 
-    def keepalive_timeout(self) -> None:
-        super().keepalive_timeout()
-        self._failed_with = CloseCode.INTERNAL_ERROR
-        # The base class only asks the transport to close, which a peer that reads nothing can put off for
-        # ever.
-        self._cut_off_after(CUT_OFF)
+    # Time
+
+    def on_time(self, now: float) -> float | None:
+        """The wheel's turn: nobody has been heard of for a while."""
+        if self._close_sent or self._lost:
+            return None
+        if self._awaits_pong:
+            self._fail(_INTERNAL_ERROR, "keepalive ping timeout")
+            return None
+        self._awaits_pong = True
+        self._transport.write(PING)
+        return now + KEEPALIVE
+
+    def _stop_keepalive(self) -> None:
+        if self._keepalive:
+            self._keepalive = False
+            self._config.wheel.set(self, None)
 
     # Ends
 
     def shutdown(self) -> None:
-        if self._receiver is None:
-            super().shutdown()
+        """uvicorn's word that the server ends."""
+        if self._answered:
+            self.close(_SERVICE_RESTART, "service restart", within=CUT_OFF)
         else:
-            self.close(CloseCode.SERVICE_RESTART, "service restart", within=CUT_OFF)
+            self.refuse(Problem(problems.DRAINING, "This replica is shutting down; connect again."))
 
     def _close_transport(self) -> None:
         """Flush and close; cut off when the peer does not take the rest."""
-        self.transport.close()
+        self._transport.close()
         self._cut_off_after(CUT_OFF)
 
     def _cut_off_after(self, seconds: float) -> None:
-        if self.disconnected:
+        if self._lost:
             return
         if self._cut_off is not None:
-            if self._cut_off.when() <= self.loop.time() + seconds:
+            if self._cut_off.when() <= self._loop.time() + seconds:
                 return
             self._cut_off.cancel()
-        self._cut_off = self.loop.call_later(seconds, self._cut)
+        self._cut_off = self._loop.call_later(seconds, self._cut)
 
     def _cut(self) -> None:
         self._cut_off = None
-        if self.transport.is_closing() or self.unsent():
-            self.transport.abort()
+        if self._transport.is_closing() or self.unsent():
+            self._transport.abort()
         else:
-            self.transport.close()
-
-    def _tell_message(self, text: str | None, data: bytes | None) -> None:
-        if self._receiver is None:
-            return
-        if text is not None:
-            self._receiver.text(text)
-        elif data is not None:
-            self._receiver.binary(data)
+            self._transport.close()
 
     def _tell_lost(self) -> None:
         if self._receiver is not None:
@@ -349,22 +404,38 @@ class BongsuWebSocketProtocol(WebSocketsSansIOProtocol):
             receiver.lost(self._failed_with)
 
 
-def _rejection(server_headers: list[tuple[bytes, bytes]], status: int, text: str) -> Response:
-    """In place of `ServerProtocol.reject`: the same status as a problem document."""
-    kind = {405: problems.METHOD_NOT_ALLOWED, 426: problems.UPGRADE_REQUIRED}.get(
-        status, problems.BAD_REQUEST
-    )
-    problem = Problem(kind, text.partition("\n")[0])
-    body = problem.body()
-    headers = Headers(
-        (name.decode(), value.decode()) for name, value in [*problem.headers(), *server_headers]
-    )
-    headers["content-length"] = str(len(body))
-    headers["connection"] = "close"
-    headers["sec-websocket-version"] = (
-        "13"  # RFC 6455 §4.2.2: tell a client of another version which we speak
-    )
-    return Response(kind.status, HTTPStatus(kind.status).phrase, headers, body)
+class _Answer:
+    """What the app sees of a handshake, as ASGI has it. Gone when it is answered."""
+
+    def __init__(self, socket: BongsuWebSocketProtocol, handshake: Handshake) -> None:
+        self._socket = socket
+        self._handshake = handshake
+        self._connected = False
+        self._refusal: tuple[int, Fields] | None = None
+        self._body = b""
+
+    async def receive(self) -> Message:
+        if not self._connected:
+            self._connected = True
+            return {"type": "websocket.connect"}
+        await self._socket.gone()
+        return {"type": "websocket.disconnect", "code": 1006}
+
+    async def send(self, message: Message) -> None:
+        kind = message["type"]
+        headers = cast("Fields", list(message.get("headers", ())))
+        if kind == "websocket.accept":
+            self._socket.accept(response(self._handshake, message.get("subprotocol"), headers))
+        elif kind == "websocket.close":
+            self._socket.respond(403, headers, b"")
+        elif kind == "websocket.http.response.start":
+            self._refusal = (message["status"], headers)
+        elif kind == "websocket.http.response.body" and self._refusal is not None:
+            self._body += message.get("body", b"")
+            if not message.get("more_body", False):
+                self._socket.respond(*self._refusal, self._body)
+        else:
+            raise RuntimeError(f"{kind} is not an answer to a handshake; an accepted socket is attached to")
 
 
 class _Nobody:

@@ -9,6 +9,7 @@ import math
 import resource
 import signal
 import socket
+import sys
 import threading
 from collections.abc import Generator
 from types import FrameType
@@ -17,6 +18,7 @@ import structlog
 from uvicorn import Server
 
 from bongsu.app import Bongsu
+from bongsu.node.wheel import Wheel
 from bongsu.server.http import BongsuConfig, BongsuHttpProtocol
 from bongsu.server.logs import configure_logging
 from bongsu.server.protocol import BongsuWebSocketProtocol
@@ -29,6 +31,13 @@ everybody.
 
 COLLECTOR_THRESHOLDS = (20_000, 20, 20)
 """Objects made, over those let go, before the youngest are looked through; then how often the older ones."""
+
+NOT_SENT_LOW_WATER = 64 * 1024
+"""Bytes the kernel may hold unsent. Without it a stalled client hides megabytes, minutes of messages,
+down there.
+"""
+
+_TCP_NOTSENT_LOWAT = 25  # <linux/tcp.h>; the socket module has it since Python 3.12 only
 
 log = structlog.get_logger("bongsu.server")
 
@@ -43,10 +52,9 @@ def run(settings: Settings) -> int:
         host=settings.host,
         port=settings.port,
         http=BongsuHttpProtocol,
+        # uvicorn has to know that there are WebSockets; which class, our HTTP protocol knows.
         ws=BongsuWebSocketProtocol,
         ws_max_size=settings.plain.message_size_limit,
-        # Broadcasts are framed once for everybody; a compressor per client would undo that.
-        ws_per_message_deflate=False,
         log_config=None,
         access_log=False,
         server_header=False,
@@ -58,6 +66,8 @@ def run(settings: Settings) -> int:
         timeout_graceful_shutdown=math.ceil(settings.shutdown.timeout),
     )
     config.server_headers = [(b"x-bongsu-replica", settings.replica.encode())]
+    config.deflate = False
+    config.wheel = Wheel()
     server = BongsuServer(config, app, settings)
     try:
         server.run()
@@ -73,6 +83,12 @@ def _raise_file_limit() -> None:
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if soft != hard:
         resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+
+
+def _hide_little(listener: socket.socket) -> None:
+    """Bound what the kernel holds unsent for each client; the connections of a listener inherit it."""
+    if sys.platform == "linux" and listener.family in (socket.AF_INET, socket.AF_INET6):
+        listener.setsockopt(socket.IPPROTO_TCP, _TCP_NOTSENT_LOWAT, NOT_SENT_LOW_WATER)
 
 
 def _tune_collector() -> None:
@@ -96,6 +112,9 @@ class BongsuServer(Server):
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         await super().startup(sockets)
+        for server in self.servers:
+            for listener in server.sockets:
+                _hide_little(listener)
         _tune_collector()
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:

@@ -7,6 +7,8 @@ from typing import Final
 
 _TEXT: Final = 0x81  # FIN, opcode 1
 _BINARY: Final = 0x82  # FIN, opcode 2
+_CLOSE: Final = 0x88  # FIN, opcode 8
+_PONG: Final = 0x8A  # FIN, opcode 10
 
 _SHORT_TEXT: Final = [bytes((_TEXT, size)) for size in range(126)]
 _MEDIUM: Final = Struct("!BBH").pack
@@ -24,6 +26,22 @@ def text_frame(payload: bytes) -> bytes:
 def binary_frame(payload: bytes) -> bytes:
     """One unmasked, unfragmented binary frame."""
     return _head(_BINARY, len(payload)) + payload
+
+
+PING: Final = b"\x89\x00"
+
+
+def pong_frame(payload: bytes) -> bytes:
+    """The answer to a ping; `payload` is the ping's, at most 125 bytes."""
+    return bytes((_PONG, len(payload))) + payload
+
+
+def close_frame(code: int | None, reason: str = "") -> bytes:
+    """`reason` is cut to the 123 bytes there is room for; `code` None: without either."""
+    if code is None:
+        return bytes((_CLOSE, 0))
+    payload = code.to_bytes(2, "big") + reason.encode()[:123].decode(errors="ignore").encode()
+    return bytes((_CLOSE, len(payload))) + payload
 
 
 def _head(first: int, size: int) -> bytes:

@@ -1,0 +1,120 @@
+"""The opening handshake of a WebSocket (RFC 6455 §4.2), from a request that is parsed already. Pure."""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import hashlib
+from collections.abc import Iterable
+from typing import Final, NamedTuple
+
+from bongsu.protocol import problems
+from bongsu.protocol.problems import Problem
+
+MAX_HEADERS: Final = 128
+
+Fields = list[tuple[bytes, bytes]]
+
+_GUID: Final = b"258EAFA5-E914-47DA-95CA-C5AB0DC85B11"
+_VERSION: Final = b"13"
+
+# Of these a second one would leave it open which counts.
+_ONCE: Final = frozenset(
+    {b"host", b"origin", b"sec-websocket-key", b"sec-websocket-version", b"content-length"}
+)
+
+_DEFLATE: Final = "permessage-deflate"
+_DEFLATE_ACCEPTED: Final = b"permessage-deflate; server_no_context_takeover; client_no_context_takeover"
+
+
+class Handshake(NamedTuple):
+    """What a client asked for. `key` is the answer to its key."""
+
+    key: bytes
+    subprotocols: list[str]
+    deflate: bool
+
+
+def read(method: str, headers: Fields, *, deflate: bool) -> Handshake:
+    """`headers` by lower-case name; `deflate`: whether compression may be agreed on. Raises `Problem`."""
+    if method != "GET":
+        raise Problem(problems.METHOD_NOT_ALLOWED, "A WebSocket begins with GET (RFC 6455 §4.1).")
+    if len(headers) > MAX_HEADERS:
+        raise _malformed(f"it has more than {MAX_HEADERS} headers")
+    found: dict[bytes, bytes] = {}
+    subprotocols: list[str] = []
+    deflates = False
+    for name, value in headers:
+        if name in found and name in _ONCE:
+            raise _malformed(f"it has several headers {name.decode('latin-1')}")
+        found[name] = value
+        if name == b"sec-websocket-protocol":
+            # centrifuge-python sends a blank one, which RFC 6455 has no form for: it is none.
+            tokens = (token.strip() for token in value.decode("latin-1").split(","))
+            subprotocols += [token for token in tokens if token]
+        elif name == b"sec-websocket-extensions" and deflate:
+            deflates = deflates or any(map(_may_deflate, value.decode("latin-1").split(",")))
+    if b"transfer-encoding" in found or found.get(b"content-length", b"0") != b"0":
+        raise _malformed("it has a body")
+    version = found.get(b"sec-websocket-version")
+    if version is None:
+        raise _malformed("it has no Sec-WebSocket-Version")
+    if version != _VERSION:
+        raise _malformed("its Sec-WebSocket-Version is not 13")
+    return Handshake(_accept(found.get(b"sec-websocket-key")), subprotocols, deflates)
+
+
+def response(handshake: Handshake, subprotocol: str | None, headers: Iterable[tuple[bytes, bytes]]) -> bytes:
+    """The head that accepts."""
+    lines = [
+        b"HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
+        b"Sec-WebSocket-Accept: " + handshake.key + b"\r\n"
+    ]
+    if handshake.deflate:
+        lines.append(b"Sec-WebSocket-Extensions: " + _DEFLATE_ACCEPTED + b"\r\n")
+    if subprotocol is not None:
+        lines.append(b"Sec-WebSocket-Protocol: " + subprotocol.encode("latin-1") + b"\r\n")
+    lines += [b"%b: %b\r\n" % header for header in headers]
+    return b"".join([*lines, b"\r\n"])
+
+
+def _accept(key: bytes | None) -> bytes:
+    if key is None:
+        raise _malformed("it has no Sec-WebSocket-Key")
+    try:
+        size = len(base64.b64decode(key, validate=True))
+    except binascii.Error:
+        size = 0
+    if size != 16:
+        raise _malformed("its Sec-WebSocket-Key is not 16 bytes in base64")
+    return base64.b64encode(hashlib.sha1(key + _GUID, usedforsecurity=False).digest())
+
+
+def _may_deflate(offer: str) -> bool:
+    """Whether we can serve this offer (RFC 7692 §7.1).
+
+    What is sent is compressed once for everybody, so a window of another size cannot be had.
+    """
+    name, *parameters = (part.strip() for part in offer.split(";"))
+    if name != _DEFLATE:
+        return False
+    names = []
+    for parameter in parameters:
+        key, _, value = (part.strip().strip('"') for part in parameter.partition("="))
+        names.append(key)
+        fine = {
+            "server_no_context_takeover": value == "",
+            "client_no_context_takeover": value == "",
+            "server_max_window_bits": value == "15",
+            "client_max_window_bits": value in _WINDOWS,
+        }
+        if not fine.get(key, False):
+            return False
+    return len(set(names)) == len(names)
+
+
+_WINDOWS: Final = frozenset({"", *map(str, range(8, 16))})
+
+
+def _malformed(what: str) -> Problem:
+    return Problem(problems.BAD_REQUEST, f"The WebSocket handshake cannot be read: {what}.")
