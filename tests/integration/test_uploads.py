@@ -426,7 +426,7 @@ async def test_what_a_killed_replica_was_receiving_is_swept(serve: Serve, client
             receiver = await stack.enter_async_context(receiving)
             await receiver.write(bytes(2 * MIB))
         async with server.database.transaction() as session:
-            silent = update(Upload).where(col(Upload.filename) == "dead").values(touched_at=clock(-3600))
+            silent = update(Upload).where(col(Upload.filename) == "dead").values(expires_at=clock(-1))
             await session.execute(silent)
         await server.service.sweep()
         uploads = (await client.get(f"{server.url}/uploads")).json()["uploads"]

@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import AsyncIterator
 from typing import Final
 
+from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from bongsu.api.errors import ProblemResponse
 from bongsu.protocol import problems
 from bongsu.protocol.problems import Problem
 
-__all__ = ["Body", "ClientGone", "Refusal"]
-
-IDLE_TIMEOUT = 60.0
-"""Seconds without a byte of the body after which the request is given up."""
+__all__ = ["Body", "ClientGone", "Early", "Refusal"]
 
 _LINGER_TIME: Final = 5.0  # seconds
 _LINGER_BYTES: Final = 64 * 1024 * 1024
@@ -26,41 +25,64 @@ class ClientGone(Exception):
 
 
 class Body:
-    """The body of one request, chunk by chunk. The server reads on only when the next one is asked for."""
+    """The body of one request, chunk by chunk. The server reads on only when the next one is asked for.
 
-    def __init__(self, receive: Receive) -> None:
+    Raises `Problem(REQUEST_TIMEOUT)` when for `timeout` seconds no byte came, or fewer than `min_rate` a
+    second. Only the time in which we waited for the client counts: a slow disk is not its fault.
+    """
+
+    def __init__(self, receive: Receive, *, timeout: float = 60.0, min_rate: int = 0) -> None:
         self._receive = receive
+        self._timeout = timeout
+        self._fewest = min_rate * timeout
+        self._waited = 0.0
+        self._came = 0
         self.ended = False
         """Whether nothing more will come: all of it was read, or the client is gone."""
 
     async def __aiter__(self) -> AsyncIterator[bytes]:
         while not self.ended:
-            try:
-                async with asyncio.timeout(IDLE_TIMEOUT):
-                    message = await self._receive()
-            except TimeoutError:
-                raise Problem(
-                    problems.REQUEST_TIMEOUT, f"No byte of the body came for {IDLE_TIMEOUT:g} s."
-                ) from None
-            if message["type"] == "http.disconnect":
-                self.ended = True
-                raise ClientGone
-            self.ended = not message.get("more_body", False)
-            yield message.get("body", b"")
+            chunk = await self._next()
+            self._came += len(chunk)
+            if self._waited >= self._timeout:
+                if self._came < self._fewest:
+                    raise Problem(
+                        problems.REQUEST_TIMEOUT, f"In {self._waited:.0f} s only {self._came} bytes came."
+                    )
+                self._waited, self._came = 0.0, 0
+            yield chunk
+
+    async def _next(self) -> bytes:
+        began = time.monotonic()
+        try:
+            async with asyncio.timeout(self._timeout):
+                message = await self._receive()
+        except TimeoutError:
+            raise Problem(
+                problems.REQUEST_TIMEOUT, f"No byte of the body came for {self._timeout:g} s."
+            ) from None
+        self._waited += time.monotonic() - began
+        if message["type"] == "http.disconnect":
+            self.ended = True
+            raise ClientGone
+        self.ended = not message.get("more_body", False)
+        body: bytes = message.get("body", b"")
+        return body
 
 
-class Refusal(ProblemResponse):
-    """A problem that is answered before the body has been read.
+class Early(Response):
+    """An answer that is given before the body has been read.
 
     The whole answer is sent first; then what the client still sends is read and thrown away, within
     bounds, and only then the connection is closed. Closed at once, the kernel would answer the bytes on
     their way with a reset, and the client would see that in place of the answer.
     """
 
-    def __init__(self, problem: Problem, body: Body) -> None:
-        super().__init__(problem)
-        self._rest = body
-        if not body.ended:
+    def __init__(self, answer: Response, rest: Body) -> None:
+        super().__init__(answer.body, answer.status_code)
+        self.raw_headers = answer.raw_headers
+        self._rest = rest
+        if not rest.ended:
             self.headers["connection"] = "close"
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -79,5 +101,12 @@ class Refusal(ProblemResponse):
                     thrown_away += len(chunk)
                     if thrown_away > _LINGER_BYTES:
                         return
-        except (TimeoutError, ClientGone):
+        except (TimeoutError, ClientGone, Problem):
             return
+
+
+class Refusal(Early):
+    """A problem that is answered before the body has been read."""
+
+    def __init__(self, problem: Problem, rest: Body) -> None:
+        super().__init__(ProblemResponse(problem), rest)

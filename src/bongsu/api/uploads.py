@@ -1,4 +1,4 @@
-"""The upload endpoints: multipart in, the log, the content.
+"""The upload endpoints: files in, the log, the content.
 
 Without `from __future__ import annotations`: FastAPI evaluates annotations, and `Caller` is a local name.
 """
@@ -13,19 +13,21 @@ import msgspec
 import structlog
 from fastapi import APIRouter, BackgroundTasks, Depends, Query, Request, Response
 from pydantic import BaseModel, Field
+from starlette.responses import JSONResponse
 
 from bongsu.api.content import content_response
 from bongsu.api.errors import problem_of
-from bongsu.api.requests import Body, ClientGone, Refusal
+from bongsu.api.requests import Body, ClientGone, Early, Refusal
 from bongsu.db.models import is_id
 from bongsu.protocol import problems
 from bongsu.protocol.messages import Principal
 from bongsu.protocol.problems import MEDIA_TYPE, Problem, ProblemKind
 from bongsu.uploads.multipart import FIELD, MAX_OVERHEAD
+from bongsu.uploads.names import clean_content_type, clean_filename
 from bongsu.uploads.receiver import too_large
 from bongsu.uploads.record import UploadRecord
 from bongsu.uploads.rows import Cursor
-from bongsu.uploads.service import UploadService
+from bongsu.uploads.service import AlreadyReceived, UploadService
 
 __all__ = ["UploadAccepted", "UploadPage", "uploads_router"]
 
@@ -72,6 +74,22 @@ _FORM: Final[dict[str, Any]] = {
 }
 
 
+_BYTES: Final[dict[str, Any]] = {
+    "requestBody": {
+        "required": True,
+        "content": {"application/octet-stream": {"schema": {"type": "string", "format": "binary"}}},
+    }
+}
+
+_MAX_KEY: Final = 255
+_IDEMPOTENCY_KEY: Final = {
+    "name": "Idempotency-Key",
+    "in": "header",
+    "schema": {"type": "string", "maxLength": _MAX_KEY},
+    "description": "Sent again with the same key, the answer is that of the first upload, while it is kept",
+}
+
+
 def _problems(*kinds: ProblemKind) -> dict[int | str, dict[str, Any]]:
     """The `responses` of OpenAPI for these problems."""
     responses: dict[int | str, dict[str, Any]] = {}
@@ -89,6 +107,8 @@ _REFUSED: Final = _problems(
     problems.FILE_NAME_MISSING,
     problems.MULTIPART_MALFORMED,
     problems.UPLOAD_TOO_LARGE,
+    problems.QUOTA_EXCEEDED,
+    problems.REQUEST_TIMEOUT,
     problems.UNSUPPORTED_MEDIA_TYPE,
     problems.DATABASE_UNAVAILABLE,
     problems.STORAGE_UNAVAILABLE,
@@ -101,16 +121,19 @@ def uploads_router(service: UploadService, authorize: Callable[..., Awaitable[Pr
     router = APIRouter(tags=["uploads"])
     Caller = Annotated[Principal, Depends(authorize)]
 
-    async def receive(request: Request, principal: Principal, background: BackgroundTasks) -> Any:
-        """The id of what was received, or the response that refuses it."""
-        body = Body(request.receive)
+    async def answered(
+        request: Request,
+        background: BackgroundTasks,
+        receiving: Callable[[Body], Awaitable[UploadRecord]],
+        accept: Callable[[UploadAccepted], Response],
+    ) -> Response:
+        """The response to a request that brings a file: accepted, or refused."""
+        options = service.options
+        body = Body(request.receive, timeout=options.read_timeout, min_rate=options.min_rate)
         try:
-            _check_length(request, service.options.max_size)
-            record = await service.receive_form(
-                aiter(body),
-                content_type=request.headers.get("content-type", ""),
-                owner=None if principal.trusted and not principal.user else principal.user,
-            )
+            record = await receiving(body)
+        except AlreadyReceived as again:
+            return Early(accept(_accepted(request, again.record)), body)
         except ClientGone:
             log.info("a client left in the middle of an upload")
             return Response(status_code=400)  # nobody reads it; the server wants one
@@ -121,12 +144,31 @@ def uploads_router(service: UploadService, authorize: Callable[..., Awaitable[Pr
             return Refusal(problem, body)
         # The doorbell. Should it never ring, the worker finds the job at its next look.
         background.add_task(service.ring)
-        root: str = request.scope.get("root_path", "")
-        return UploadAccepted(message=MESSAGE, id=record.id, status_url=f"{root}/uploads/{record.id}")
+        response = accept(_accepted(request, record))
+        response.background = background
+        return response
 
-    async def upload_file(request: Request, principal: Caller, background: BackgroundTasks) -> Any:
+    async def receive_form(
+        request: Request,
+        principal: Principal,
+        background: BackgroundTasks,
+        accept: Callable[[UploadAccepted], Response],
+    ) -> Response:
+        async def receiving(body: Body) -> UploadRecord:
+            _check_length(request, service.options.max_size + MAX_OVERHEAD, service.options.max_size)
+            return await service.receive_form(
+                aiter(body),
+                content_type=request.headers.get("content-type", ""),
+                owner=_owner(principal),
+                bound=_declared_length(request),
+                idempotency_key=_idempotency_key(request),
+            )
+
+        return await answered(request, background, receiving, accept)
+
+    async def upload_file(request: Request, principal: Caller, background: BackgroundTasks) -> Response:
         """Upload one file; answers as soon as it has arrived. It is then hashed, stored and logged."""
-        return await receive(request, principal, background)
+        return await receive_form(request, principal, background, _ok)
 
     router.add_api_route(
         "/upload-file/",
@@ -142,16 +184,48 @@ def uploads_router(service: UploadService, authorize: Callable[..., Awaitable[Pr
     )
 
     @router.post(
-        "/uploads", status_code=202, response_model=UploadAccepted, openapi_extra=_FORM, responses=_REFUSED
+        "/uploads",
+        status_code=202,
+        response_model=UploadAccepted,
+        openapi_extra={**_FORM, "parameters": [_IDEMPOTENCY_KEY]},
+        responses=_REFUSED,
     )
-    async def create_upload(
-        request: Request, response: Response, principal: Caller, background: BackgroundTasks
-    ) -> Any:
+    async def create_upload(request: Request, principal: Caller, background: BackgroundTasks) -> Response:
         """Upload one file, for API consumers: 202, and where to look in `Location`."""
-        outcome = await receive(request, principal, background)
-        if isinstance(outcome, UploadAccepted):
-            response.headers["location"] = outcome.status_url
-        return outcome
+        return await receive_form(request, principal, background, _located)
+
+    @router.put(
+        "/uploads",
+        status_code=202,
+        response_model=UploadAccepted,
+        openapi_extra={**_BYTES, "parameters": [_IDEMPOTENCY_KEY]},
+        responses=_REFUSED | _problems(problems.BAD_REQUEST),
+    )
+    async def put_upload(
+        request: Request,
+        principal: Caller,
+        background: BackgroundTasks,
+        filename: Annotated[str, Query(max_length=1024, description="What the file is called")] = "",
+    ) -> Response:
+        """Upload one file whose bytes are the body, as `curl -T` sends it: 202 and `Location`."""
+
+        async def receiving(body: Body) -> UploadRecord:
+            if "content-range" in request.headers:  # RFC 9110 §14.5: never take a part for the whole
+                raise Problem(problems.BAD_REQUEST, "A PUT brings the whole file; use /files/ for parts.")
+            name = clean_filename(filename)
+            if not name:
+                raise Problem(problems.FILE_NAME_MISSING, "Say ?filename=, with something that can be shown.")
+            _check_length(request, service.options.max_size, service.options.max_size)
+            return await service.receive_body(
+                aiter(body),
+                filename=name,
+                content_type=clean_content_type(request.headers.get("content-type", "")),
+                owner=_owner(principal),
+                length=_declared_length(request),
+                idempotency_key=_idempotency_key(request),
+            )
+
+        return await answered(request, background, receiving, _located)
 
     @router.get("/uploads", responses=_problems(problems.VALIDATION, problems.DATABASE_UNAVAILABLE))
     async def list_uploads(
@@ -198,11 +272,39 @@ def uploads_router(service: UploadService, authorize: Callable[..., Awaitable[Pr
     return router
 
 
-def _check_length(request: Request, limit: int) -> None:
-    """Refuse before reading when the declared length leaves no doubt: the form around the file is bounded."""
+def _accepted(request: Request, record: UploadRecord) -> UploadAccepted:
+    root: str = request.scope.get("root_path", "")
+    return UploadAccepted(message=MESSAGE, id=record.id, status_url=f"{root}/uploads/{record.id}")
+
+
+def _ok(accepted: UploadAccepted) -> Response:
+    return JSONResponse(accepted.model_dump())
+
+
+def _located(accepted: UploadAccepted) -> Response:
+    return JSONResponse(accepted.model_dump(), 202, {"location": accepted.status_url})
+
+
+def _owner(principal: Principal) -> str | None:
+    return None if principal.trusted and not principal.user else principal.user
+
+
+def _declared_length(request: Request) -> int | None:
     declared = request.headers.get("content-length", "")
-    if declared.isdecimal() and int(declared[:20]) > limit + MAX_OVERHEAD:
+    return int(declared[:20]) if declared.isdecimal() else None
+
+
+def _check_length(request: Request, bound: int, limit: int) -> None:
+    """Refuse before reading when the declared length leaves no doubt: the form around a file is bounded."""
+    if (_declared_length(request) or 0) > bound:
         raise too_large(limit)
+
+
+def _idempotency_key(request: Request) -> str | None:
+    key = request.headers.get("idempotency-key")
+    if key is not None and not 0 < len(key) <= _MAX_KEY:
+        raise Problem(problems.BAD_REQUEST, f"An Idempotency-Key has 1 to {_MAX_KEY} characters.")
+    return key
 
 
 def _encoded(record: UploadRecord) -> str:

@@ -19,6 +19,8 @@ from sqlalchemy import (
     String,
     Text,
     UniqueConstraint,
+    false,
+    text,
 )
 from sqlmodel import Field, SQLModel
 
@@ -32,7 +34,9 @@ __all__ = [
     "Table",
     "Upload",
     "UploadLog",
+    "UploadSegment",
     "UploadState",
+    "UploadUsage",
     "is_id",
     "new_id",
 ]
@@ -80,14 +84,46 @@ class Upload(Table, table=True):
     """
 
     __tablename__ = "upload"
-    __table_args__ = (Index(None, "created_at", "id"), Index(None, "state", "touched_at"))
+    __table_args__ = (
+        Index(None, "created_at", "id"),
+        Index(None, "expires_at"),
+        Index(None, "part_of"),
+        Index(None, "idempotency", unique=True),
+    )
 
     id: str = Field(primary_key=True, sa_type=String(32))
     filename: str = Field(sa_type=String(255), description="For display only; never part of a storage key")
     content_type: str = Field(sa_type=String(127), description="As the client declared it")
     state: str = Field(sa_type=String(16), description="An UploadState")
     epoch: int = Field(default=1)
-    size: int = Field(default=0, sa_type=BigInteger, description="Bytes; final once received")
+    holder: str | None = Field(
+        default=None, sa_type=String(255), description="Replica that receives at this moment"
+    )
+    size: int = Field(default=0, sa_type=BigInteger, description="Committed bytes; final once received")
+    length: int | None = Field(
+        default=None, sa_type=BigInteger, description="Bytes it will have, as declared; NULL: not said yet"
+    )
+    reserved: int = Field(
+        default=0,
+        sa_type=BigInteger,
+        sa_column_kwargs={"server_default": text("0")},
+        description="Bytes it counts in UploadUsage",
+    )
+    resumable: bool = Field(default=False, sa_column_kwargs={"server_default": false()})
+    upload_metadata: str | None = Field(
+        default=None, sa_type=Text, description="tus's Upload-Metadata, byte for byte"
+    )
+    partial: bool = Field(
+        default=False,
+        sa_column_kwargs={"server_default": false()},
+        description="A part of a concatenation",
+    )
+    parts: str | None = Field(default=None, sa_type=Text, description="Ids of what it concatenates, in order")
+    part_of: str | None = Field(default=None, sa_type=String(32), description="The whole it belongs to")
+    part_number: int = Field(default=0, sa_column_kwargs={"server_default": text("0")})
+    idempotency: str | None = Field(
+        default=None, sa_type=String(64), description="Digest of owner and Idempotency-Key"
+    )
     sha256: str | None = Field(default=None, sa_type=String(64), description="Hex; known once stored")
     storage_key: str | None = Field(default=None, sa_type=String(255), description="Where the winner put it")
     owner: str | None = Field(
@@ -98,8 +134,39 @@ class Upload(Table, table=True):
     error: str | None = Field(default=None, sa_type=Text, description="Why it failed, for the caller")
     created_at: datetime = Field(sa_type=UTCDateTime)
     touched_at: datetime = Field(sa_type=UTCDateTime, description="Last sign of life while receiving")
+    expires_at: datetime | None = Field(
+        default=None, sa_type=UTCDateTime, description="When the sweep may remove it; NULL: never"
+    )
     received_at: datetime | None = Field(default=None, sa_type=UTCDateTime)
     stored_at: datetime | None = Field(default=None, sa_type=UTCDateTime)
+
+
+class UploadSegment(Table, table=True):
+    """What the writer of one epoch has committed: the first `size` bytes of its segment, and no more.
+
+    The segments of an upload in the order of their epochs are its content.
+    """
+
+    __tablename__ = "upload_segment"
+
+    upload_id: str = Field(
+        primary_key=True, sa_type=String(32), sa_column_args=(ForeignKey("upload.id", ondelete="CASCADE"),)
+    )
+    epoch: int = Field(primary_key=True, sa_column_kwargs={"autoincrement": False})
+    size: int = Field(sa_type=BigInteger)
+
+
+class UploadUsage(Table, table=True):
+    """What counts against a quota. Changed in the transaction that changes the uploads it sums up.
+
+    A counter, not a sum over the uploads: its row is the lock that replicas queue at, and it stays cheap.
+    """
+
+    __tablename__ = "upload_usage"
+
+    scope: str = Field(primary_key=True, sa_type=Text, description="`total`, `key`, or `user:` and the id")
+    size: int = Field(sa_type=BigInteger, description="Bytes that are stored or reserved")
+    files: int = Field(sa_type=BigInteger)
 
 
 class Job(Table, table=True):

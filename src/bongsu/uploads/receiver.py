@@ -1,92 +1,290 @@
-"""One file on its way in: batches to the store, signs of life to its row, and the commit at the end."""
+"""Bytes on their way in: batches to the store, progress to the row, and the commit at the end.
+
+What is written goes to the segment of one epoch. It counts once `Receiver` has made it durable and noted it
+in the row, under the fence of that epoch; what a fenced writer leaves in its segment never counts.
+"""
 
 from __future__ import annotations
 
+import asyncio
+import hashlib
 import time
-from collections.abc import Callable
-from typing import Final
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from typing import Final, Protocol
+
+import structlog
 
 from bongsu.db.models import Upload
-from bongsu.db.session import Database
+from bongsu.db.session import Database, DatabaseUnavailable
 from bongsu.jobs.queue import Queue
 from bongsu.protocol import problems
 from bongsu.protocol.problems import Problem
 from bongsu.uploads import rows
 from bongsu.uploads.options import UploadOptions
-from bongsu.uploads.record import UploadRecord
-from bongsu.uploads.stores.base import SegmentWriter
+from bongsu.uploads.record import UploadRecord, channel_of, progress_event
+from bongsu.uploads.stores.base import SegmentWriter, Store, StoreError, segment_key
 from bongsu.uploads.tasks import FINISH, Announce
+from bongsu.uploads.tus import Checksum
 
-__all__ = ["Receiver"]
+__all__ = ["Means", "Receiver", "Sink", "Stored", "taken", "too_large"]
 
-_SIGN_OF_LIFE: Final = 10.0  # seconds between notes of progress in the row; well below `abandoned_after`
+log = structlog.stdlib.get_logger(__name__)
+
+COMMIT_EVERY: Final = 8 * 1024 * 1024
+"""Bytes between two commits: what a killed replica costs its client at most."""
+
+_SIGN_OF_LIFE: Final = 10.0  # seconds between two commits of a slow sender; well below `abandoned_after`
+_TELL_EVERY: Final = 0.25  # seconds between two events of progress
+_INLINE: Final = 128 * 1024  # bytes up to which hashing is cheaper than the way to a thread and back
+
+
+@dataclass(frozen=True, slots=True)
+class Means:
+    """What every receiver of one replica works with."""
+
+    database: Database
+    store: Store
+    jobs: Queue
+    announce: Announce
+    publish: Callable[[str, bytes], Awaitable[None]]
+    options: UploadOptions
+    replica: str
+    batch_size: Callable[[], int]
+    """Bytes to gather before they are written."""
+    check_room: Callable[[int], Awaitable[None]]
+    """Raises `Problem(DISK_FULL)` when so many bytes more would fall below the watermark."""
+
+
+class Sink(Protocol):
+    """Where one request's bytes go."""
+
+    async def write(self, data: bytes | memoryview) -> None:
+        """Append. Returns only when more may come: the caller must not read ahead meanwhile.
+
+        Raises `Problem`: `UPLOAD_TOO_LARGE`, `DISK_FULL`, `QUOTA_EXCEEDED`, and `OFFSET_MISMATCH` or
+        `UPLOAD_NOT_STORED` when somebody else has it now; `StoreError`, `DatabaseUnavailable`.
+        """
+        ...
+
+    async def finish(self) -> UploadRecord:
+        """The request has brought all its bytes. Returns when they are safe.
+
+        When the upload has all of its own, it is `received` and its job enqueued, in one transaction. Raises
+        as `write` does, and `Problem(CHECKSUM_MISMATCH)`.
+        """
+        ...
+
+
+class Stored:
+    """The sink of an upload that has all its bytes: it takes no more."""
+
+    def __init__(self, record: UploadRecord) -> None:
+        self._record = record
+
+    async def write(self, data: bytes | memoryview) -> None:
+        if data:
+            raise _over(self._record.size)
+
+    async def finish(self) -> UploadRecord:
+        return self._record
 
 
 class Receiver:
-    """Writes one upload's bytes while its row has our epoch. Made by `UploadService.receive`."""
+    """The sink of one request, for as long as the row has our epoch.
+
+    `whole`: the request's end is the upload's end. `interrupt` ends the request from outside.
+    """
 
     def __init__(
         self,
         upload: Upload,
-        writer: SegmentWriter,
-        database: Database,
-        jobs: Queue,
-        announce: Announce,
-        options: UploadOptions,
-        batch_size: Callable[[], int],
+        means: Means,
+        *,
+        whole: bool,
+        checksum: Checksum | None = None,
+        interrupt: Callable[[], None] = lambda: None,
     ) -> None:
         self._upload = upload
-        self._writer = writer
-        self._database = database
-        self._jobs = jobs
-        self._announce = announce
-        self._max_size = options.max_size
-        self._batch_size = batch_size
+        self._means = means
+        self._whole = whole
+        self._checksum = checksum
+        self._hasher = checksum.hasher() if checksum else None
+        self._interrupt = interrupt
+        self._lifetime = means.options.expire_after if upload.resumable else means.options.abandoned_after
+        self._lock = asyncio.Lock()  # the request writes, and another one may ask to let go
+        self._writer: SegmentWriter | None = None
         self._batch = bytearray()
-        self._size = 0
-        self._touched = time.monotonic()
+        self._base = upload.size
+        self._written = 0  # bytes in our segment
+        self._committed = 0  # bytes of them that count
+        self._digest = None if upload.size else hashlib.sha256()  # of all, if it comes through us
+        self._ended: Exception | None = None
+        self._over = False
+        self._committed_at = self._told_at = time.monotonic()
+
+    @property
+    def received(self) -> int:
+        """Bytes of the upload that are here, safe or not."""
+        return self._base + self._written + len(self._batch)
 
     async def write(self, data: bytes | memoryview) -> None:
-        """Append. Returns only when another batch may come: the caller must not read ahead meanwhile.
-
-        Raises `Problem(UPLOAD_TOO_LARGE)`, `Problem(UPLOAD_NOT_STORED)` when it was removed, `StoreError`.
-        """
-        self._size += len(data)
-        if self._size > self._max_size:
-            raise too_large(self._max_size)
-        self._batch += data
-        if len(self._batch) >= self._batch_size():
-            await self._flush()
-        # Per piece, not per batch: a slow sender needs longer for one batch than `abandoned_after`.
-        if time.monotonic() - self._touched > _SIGN_OF_LIFE:
-            await self._touch()
+        async with self._lock:
+            self._check()
+            limit = self._means.options.max_size if self._upload.length is None else self._upload.length
+            room = limit - self.received
+            self._batch += memoryview(data)[:room]
+            if len(self._batch) >= self._means.batch_size():
+                await self._flush()
+            if len(data) > room:
+                raise too_large(limit) if self._upload.length is None else _over(limit)
+            waiting = self._written - self._committed
+            if waiting >= COMMIT_EVERY or time.monotonic() - self._committed_at > _SIGN_OF_LIFE:
+                await self._commit()
+                await self._means.check_room(0)
+        await self._tell()
 
     async def finish(self) -> UploadRecord:
-        """Make the bytes durable, then row and job in one transaction: from here on it is ours to finish.
+        async with self._lock:
+            self._check()
+            await self._flush()
+            if self._checksum is not None:
+                assert self._hasher is not None
+                if not self._checksum.matches(self._hasher):
+                    raise Problem(
+                        problems.CHECKSUM_MISMATCH,
+                        f"The {self._written} bytes do not have the checksum; none of them was kept.",
+                    )
+                self._checksum = None
+            if self._whole or self.received == self._upload.length:
+                await self._complete()
+            else:
+                await self._commit(last=True)
+            self._over = True
+            return UploadRecord.of(self._upload, None)
 
-        Raises as `write` does, and `DatabaseUnavailable`.
+    async def let_go(self, offset: int | None) -> None:
+        """Make safe what is here; if that leaves the upload at `offset`, end this request: another has it.
+
+        Raises as `write` does.
         """
-        await self._flush()
-        await self._writer.commit()
-        async with self._database.transaction() as session:
-            upload = await rows.receive(session, self._upload, self._size)
-            if upload is None:
-                raise _taken()
-            await self._jobs.add(session, upload_id=upload.id, kind=FINISH)
-        await self._announce(upload)
-        return UploadRecord.of(upload, None)
+        async with self._lock:
+            if self._over or self._ended is not None:
+                return
+            if self._checksum is None and self.received > self._upload.size:
+                await self._flush()
+                await self._commit()
+            if offset == self._upload.size:
+                self._ended = taken()
+                self._interrupt()
+
+    async def close(self, *, keep: bool) -> None:
+        """The request is over, finished or not; `keep`: what it brought until then counts."""
+        async with self._lock:
+            try:
+                if keep and not self._over and self._ended is None:
+                    if self._checksum is None:
+                        await self._flush()
+                    await self._commit(last=True)
+            except (Problem, StoreError, DatabaseUnavailable) as error:
+                # The client goes on from the last commit. The error that ended the request is told to it.
+                log.info("the last bytes of a request are lost", upload=self._upload.id, reason=str(error))
+            finally:
+                self._over = True
+                if self._writer is not None:
+                    await self._writer.close()
+
+    def _check(self) -> None:
+        if self._ended is not None:
+            raise self._ended
 
     async def _flush(self) -> None:
-        if self._batch:
-            await self._writer.write(self._batch)
-            # A new one: clear() would keep the capacity of the largest batch for the whole upload.
-            self._batch = bytearray()
+        # A new one: clear() would keep the capacity of the largest batch for the whole upload.
+        batch, self._batch = self._batch, bytearray()
+        if not batch:
+            return
+        try:
+            await (await self._segment()).write(batch)
+        except BaseException as error:
+            self._fail(error)
+            raise
+        self._written += len(batch)
+        for digest in (self._digest, self._hasher):
+            if digest is None:
+                continue
+            if len(batch) > _INLINE:
+                await asyncio.to_thread(digest.update, batch)
+            else:
+                digest.update(batch)
 
-    async def _touch(self) -> None:
-        async with self._database.transaction() as session:
-            if not await rows.touch(session, self._upload, self._size):
-                raise _taken()
-        self._touched = time.monotonic()
+    async def _segment(self) -> SegmentWriter:
+        if self._writer is None:
+            self._writer = await self._means.store.open_segment(
+                segment_key(self._upload.id, self._upload.epoch)
+            )
+        return self._writer
+
+    async def _commit(self, *, last: bool = False) -> None:
+        """What was written counts, unless its checksum is still awaited; a sign of life anyway."""
+        counts = self._written if self._checksum is None else 0
+        try:
+            if self._writer is not None and counts > self._committed:
+                await self._writer.commit()
+            async with self._means.database.transaction() as session:
+                upload = await rows.progress(
+                    session,
+                    self._upload,
+                    size=self._base + counts,
+                    segment=counts,
+                    holder=None if last else self._means.replica,
+                    lifetime=self._lifetime,
+                    limits=self._means.options,
+                )
+        except BaseException as error:
+            self._fail(error)
+            raise
+        self._note(upload)
+        self._committed = counts
+
+    async def _complete(self) -> None:
+        """receiving → received, and the job that goes with it, or neither."""
+        try:
+            # Also an empty one: the last piece is always ours, and nobody writes to it any more.
+            await (await self._segment()).commit()
+            async with self._means.database.transaction() as session:
+                upload = await rows.receive(
+                    session,
+                    self._upload,
+                    size=self.received,
+                    segment=self._written,
+                    sha256=self._digest.hexdigest() if self._digest else None,
+                    lifetime=self._lifetime,
+                )
+                if upload is not None and not upload.partial:
+                    await self._means.jobs.add(session, upload_id=upload.id, kind=FINISH)
+        except BaseException as error:
+            self._fail(error)
+            raise
+        await self._means.announce(self._note(upload))
+
+    def _note(self, upload: Upload | None) -> Upload:
+        if upload is None:
+            self._ended = taken() if self._upload.resumable else _removed()
+            raise self._ended
+        self._upload = upload
+        self._committed_at = time.monotonic()
+        return upload
+
+    def _fail(self, error: BaseException) -> None:
+        # Where the segment ends is unknown now, or whether the row was changed: nothing more may be added.
+        self._ended = error if isinstance(error, Exception) else taken()
+
+    async def _tell(self) -> None:
+        now = time.monotonic()
+        if now - self._told_at >= _TELL_EVERY and not self._upload.partial:
+            self._told_at = now
+            event = progress_event(self._upload.id, size=self.received, length=self._upload.length)
+            await self._means.publish(channel_of(self._upload.id), event)
 
 
 def too_large(limit: int) -> Problem:
@@ -96,5 +294,17 @@ def too_large(limit: int) -> Problem:
     )
 
 
-def _taken() -> Problem:
+def taken() -> Problem:
+    """What a request is answered with whose upload another one has taken over."""
+    return Problem(
+        problems.OFFSET_MISMATCH,
+        "Another request has this upload now. Ask for its offset, then try again.",
+    )
+
+
+def _over(length: int) -> Problem:
+    return Problem(problems.UPLOAD_TOO_LARGE, f"The upload has {length} bytes, and more arrived.")
+
+
+def _removed() -> Problem:
     return Problem(problems.UPLOAD_NOT_STORED, "The upload was removed while it was being received.")

@@ -1,4 +1,4 @@
-"""An upload as the world sees it: in the API's answers and in the events of `uploads:feed`."""
+"""An upload as the world sees it: in the API's answers and in the events of its channels."""
 
 from __future__ import annotations
 
@@ -6,11 +6,11 @@ from datetime import datetime
 from typing import Final, Literal
 
 import msgspec
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, Field
 
 from bongsu.db.models import Upload, UploadLog, UploadState
 
-__all__ = ["FEED", "UploadRecord", "changed_event", "deleted_event"]
+__all__ = ["FEED", "UploadRecord", "changed_event", "channel_of", "deleted_event", "progress_event"]
 
 FEED: Final = "uploads:feed"
 
@@ -23,7 +23,9 @@ class UploadRecord(BaseModel):
     id: str
     filename: str
     size: int
-    """Bytes; those received so far while `receiving`."""
+    """Bytes; those that are safe so far while `receiving`."""
+    length: int | None
+    """Bytes it will have; null while nobody has said so."""
     sha256: str | None
     content_type: str
     state: UploadState
@@ -34,18 +36,32 @@ class UploadRecord(BaseModel):
     created_at: datetime
     received_at: datetime | None
     stored_at: datetime | None
+    expires_at: datetime | None
+    """When an unfinished upload is removed unless more of it arrives; null: never."""
     duration: float | None
     """Seconds from the first byte to stored; from the log, like `attempts`."""
     attempts: int | None
     error: str | None
+    metadata: str | None = Field(exclude=True)
+    """tus's `Upload-Metadata`, byte for byte. This and what follows is for tus alone, not for the API."""
+    partial: bool = Field(exclude=True)
+    parts: tuple[str, ...] = Field(exclude=True)
+    """Ids of what it is the concatenation of; empty: it is none."""
 
     @classmethod
     def of(cls, upload: Upload, entry: UploadLog | None) -> UploadRecord:
         return cls(
-            **upload.model_dump(include=cls.model_fields.keys() - {"duration", "attempts"}),
+            **upload.model_dump(include=cls.model_fields.keys() - {"duration", "attempts", "parts"}),
             duration=entry and entry.duration,
             attempts=entry and entry.attempts,
+            metadata=upload.upload_metadata,
+            parts=tuple((upload.parts or "").split()),
         )
+
+
+def channel_of(upload_id: str) -> str:
+    """The channel of one upload: its changes of state, and its progress while it is received."""
+    return f"uploads:{upload_id}"
 
 
 def changed_event(record: UploadRecord) -> bytes:
@@ -58,5 +74,10 @@ def deleted_event(upload_id: str) -> bytes:
     return _event("deleted", {"id": upload_id})
 
 
-def _event(name: Literal["changed", "deleted"], upload: dict[str, object]) -> bytes:
+def progress_event(upload_id: str, *, size: int, length: int | None) -> bytes:
+    """`{"event":"progress","upload":{"id":…,"size":…,"length":…}}`: bytes have arrived."""
+    return _event("progress", {"id": upload_id, "size": size, "length": length})
+
+
+def _event(name: Literal["changed", "deleted", "progress"], upload: dict[str, object]) -> bytes:
     return msgspec.json.encode({"event": name, "upload": upload})

@@ -6,62 +6,232 @@ receiving → received → processing → stored | failed, and from any of them 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import dataclass
 from datetime import UTC, datetime
+from typing import Final
 
-from sqlalchemy import ColumnElement, Select, Update, delete, func, insert, or_, select, tuple_, update
+from sqlalchemy import ColumnElement, Select, Update, delete, func, insert, or_, select, text, tuple_, update
 from sqlalchemy.ext.asyncio import AsyncSession
 from sqlmodel import col
 
 from bongsu.db.columns import clock
-from bongsu.db.models import Job, Upload, UploadLog, new_id
+from bongsu.db.models import Job, Upload, UploadLog, UploadSegment, new_id
+from bongsu.uploads.options import UploadOptions
+from bongsu.uploads.quotas import charge
 from bongsu.uploads.record import UploadRecord
+from bongsu.uploads.stores.base import Piece, segment_key
 
 __all__ = [
+    "MAX_EPOCHS",
     "Cursor",
+    "Draft",
+    "claim_parts",
     "create",
     "expire",
     "fail",
+    "find",
     "forget",
     "get",
+    "get_resumable",
     "is_receiving",
     "is_stale",
     "page",
+    "parts_of",
+    "pieces",
     "process",
+    "progress",
     "receive",
     "store",
-    "touch",
+    "take",
 ]
 
 Cursor = tuple[datetime, str]
 
+MAX_EPOCHS: Final = 10_000
+"""Requests that may bring the bytes of one upload: each leaves a segment and a row."""
 
-async def create(
-    session: AsyncSession, *, filename: str, content_type: str, owner: str | None, received_by: str
-) -> Upload:
-    """A new row in `receiving`, of epoch 1."""
+_SEGMENT = text(
+    "INSERT INTO upload_segment (upload_id, epoch, size) VALUES (:upload_id, :epoch, :size) "
+    "ON CONFLICT (upload_id, epoch) DO UPDATE SET size = excluded.size"
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Draft:
+    """What is known of an upload before its first byte."""
+
+    filename: str
+    content_type: str
+    owner: str | None
+    received_by: str
+    lifetime: float
+    """Seconds without a byte after which it expires."""
+    length: int | None = None
+    reserved: int = 0
+    resumable: bool = False
+    holder: str | None = None
+    metadata: str | None = None
+    partial: bool = False
+    idempotency: str | None = None
+
+
+async def create(session: AsyncSession, draft: Draft, limits: UploadOptions) -> Upload:
+    """A new row in `receiving`, of epoch 1. Raises `Problem(QUOTA_EXCEEDED)`, and `IntegrityError` when there
+    is an upload of this idempotency key.
+    """
+    upload = await _insert(session, draft)
+    await charge(session, draft.owner, size=draft.reserved, files=1, limits=limits)
+    return upload
+
+
+async def _insert(session: AsyncSession, draft: Draft) -> Upload:
     statement = insert(Upload).values(
         id=new_id(),
-        filename=filename,
-        content_type=content_type,
+        filename=draft.filename,
+        content_type=draft.content_type,
         state="receiving",
-        owner=owner,
-        received_by=received_by,
+        holder=draft.holder,
+        length=draft.length,
+        reserved=draft.reserved,
+        resumable=draft.resumable,
+        upload_metadata=draft.metadata,
+        partial=draft.partial,
+        idempotency=draft.idempotency,
+        owner=draft.owner,
+        received_by=draft.received_by,
         created_at=clock(),
         touched_at=clock(),
+        expires_at=clock(draft.lifetime),
     )
     return (await session.execute(statement.returning(Upload))).scalar_one()
 
 
-async def touch(session: AsyncSession, upload: Upload, size: int) -> bool:
-    """Note progress. False: the writer of this epoch does not own the upload any more."""
-    return await _update(session, is_receiving(upload), size=size, touched_at=clock()) is not None
+async def take(
+    session: AsyncSession, upload: Upload, *, replica: str, length: int | None, limits: UploadOptions
+) -> Upload | None:
+    """Make `replica` the one that receives, from where `upload` is. None: somebody else was faster.
 
-
-async def receive(session: AsyncSession, upload: Upload, size: int) -> Upload | None:
-    """receiving → received. None: as in `touch`."""
-    return await _update(
-        session, is_receiving(upload), state="received", size=size, received_at=clock(), touched_at=clock()
+    `length` is what it will have, where that is said only now. Raises `Problem(QUOTA_EXCEEDED)`.
+    """
+    taken = await _update(
+        session,
+        is_receiving(upload) & (col(Upload.size) == upload.size),
+        epoch=col(Upload.epoch) + 1,
+        holder=replica,
+        received_by=replica,
+        length=upload.length if length is None else length,
+        reserved=upload.reserved if length is None else length,
+        touched_at=clock(),
+        expires_at=clock(limits.expire_after),
     )
+    if taken is not None and taken.reserved != upload.reserved:
+        await charge(session, upload.owner, size=taken.reserved - upload.reserved, limits=limits)
+    return taken
+
+
+async def progress(
+    session: AsyncSession,
+    upload: Upload,
+    *,
+    size: int,
+    segment: int,
+    holder: str | None,
+    lifetime: float,
+    limits: UploadOptions,
+) -> Upload | None:
+    """Note that `size` bytes are safe, `segment` of them in the segment of this epoch.
+
+    `holder` None: nobody receives for now, and who comes next needs to ask nobody.
+
+    None: the writer of this epoch does not own the upload any more. Raises `Problem(QUOTA_EXCEEDED)` when the
+    upload has no length and has outgrown what was reserved for it.
+    """
+    current = await _update(
+        session,
+        is_receiving(upload),
+        size=size,
+        holder=holder,
+        reserved=max(size, upload.reserved),
+        touched_at=clock(),
+        expires_at=clock(lifetime),
+    )
+    if current is None:
+        return None
+    if segment:
+        await _note_segment(session, upload, segment)
+    if current.reserved > upload.reserved:
+        await charge(session, upload.owner, size=current.reserved - upload.reserved, limits=limits)
+    return current
+
+
+async def receive(
+    session: AsyncSession, upload: Upload, *, size: int, segment: int, sha256: str | None, lifetime: float
+) -> Upload | None:
+    """receiving → received. None: as in `progress`. A part of a concatenation may still expire.
+
+    `segment` is noted even when it is empty: it is the last, and its writer, we, writes no more to it.
+    """
+    received = await _update(
+        session,
+        is_receiving(upload),
+        state="received",
+        holder=None,
+        size=size,
+        length=size,
+        reserved=size,
+        sha256=sha256,
+        received_at=clock(),
+        touched_at=clock(),
+        expires_at=clock(lifetime) if upload.partial else None,
+    )
+    if received is None:
+        return None
+    await _note_segment(session, upload, segment)
+    if size != upload.reserved:
+        await charge(session, upload.owner, size=size - upload.reserved)
+    return received
+
+
+async def claim_parts(
+    session: AsyncSession, draft: Draft, parts: Sequence[str], limits: UploadOptions
+) -> Upload | None:
+    """The concatenation of `parts`, complete at once; None when one of them cannot be used, or there is none.
+
+    They must be received, of the draft's owner, and part of nothing else. Their bytes count for the whole
+    from here on. When it is None the transaction must be rolled back. Raises as `create` does.
+    """
+    if not parts:
+        return None
+    whole = await _insert(session, draft)
+    size = 0
+    # By id: two that claim the same parts in another order would wait for each other.
+    for part_id, number in sorted(zip(parts, range(len(parts)), strict=True)):
+        mine = col(Upload.owner).is_not_distinct_from(draft.owner) & col(Upload.part_of).is_(None)
+        part = await _update(
+            session,
+            _is(part_id, "received") & col(Upload.partial) & mine,
+            part_of=whole.id,
+            part_number=number,
+            reserved=0,
+            expires_at=None,
+        )
+        if part is None:
+            return None
+        size += part.size
+    received = await _update(
+        session,
+        _is(whole.id, "receiving"),
+        state="received",
+        parts=" ".join(parts),
+        size=size,
+        length=size,
+        reserved=size,
+        received_at=clock(),
+        expires_at=None,
+    )
+    await charge(session, draft.owner, size=0, files=1, limits=limits)
+    return received
 
 
 async def process(session: AsyncSession, upload_id: str) -> Upload | None:
@@ -72,7 +242,9 @@ async def process(session: AsyncSession, upload_id: str) -> Upload | None:
 async def store(
     session: AsyncSession, upload_id: str, *, key: str, sha256: str, finished_by: str
 ) -> Upload | None:
-    """processing → stored. None: it is gone, or on its way out."""
+    """processing → stored; its parts may go. None: it is gone, or on its way out."""
+    parts = update(Upload).where(col(Upload.part_of) == upload_id).values(expires_at=clock())
+    await session.execute(parts.execution_options(synchronize_session=False))
     return await _update(
         session,
         _is(upload_id, "processing"),
@@ -96,18 +268,38 @@ async def fail(session: AsyncSession, upload_id: str, *, error: str, finished_by
     )
 
 
-async def expire(session: AsyncSession, condition: ColumnElement[bool]) -> tuple[Upload, int] | None:
-    """Any state → expired, where `condition` holds; also the number of its job's attempts so far.
+async def expire(
+    session: AsyncSession, condition: ColumnElement[bool], *, lifetime: float
+) -> tuple[Upload, str, int] | None:
+    """Any state → expired, where `condition` holds; also the state before, and its job's attempts so far.
 
-    The raised epoch and the state fence off whoever receives or finishes it. None: the condition is false.
+    The raised epoch and the state fence off whoever receives or finishes it. What it counts is given back.
+    The row may stay for `lifetime` seconds, to tell who asks. None: the condition is false.
     """
-    upload = await _update(
-        session, condition, state="expired", epoch=col(Upload.epoch) + 1, touched_at=clock()
+    locked = (
+        select(col(Upload.id), col(Upload.owner), col(Upload.state), col(Upload.reserved))
+        .where(condition)
+        .with_for_update()
     )
-    if upload is None:
+    before = (await session.execute(locked)).one_or_none()
+    if before is None:
         return None
+    upload = await _update(
+        session,
+        col(Upload.id) == before.id,
+        state="expired",
+        epoch=col(Upload.epoch) + 1,
+        holder=None,
+        idempotency=None,
+        reserved=0,
+        touched_at=clock(),
+        expires_at=clock(lifetime),
+    )
+    assert upload is not None  # it is locked
     attempts = await session.execute(select(func.max(Job.attempts)).where(col(Job.upload_id) == upload.id))
-    return upload, attempts.scalar_one() or 0
+    if before.state != "expired":
+        await charge(session, before.owner, size=-before.reserved, files=-1)
+    return upload, before.state, attempts.scalar_one() or 0
 
 
 async def forget(session: AsyncSession, upload_id: str) -> bool:
@@ -123,9 +315,41 @@ async def get(session: AsyncSession, upload_id: str) -> tuple[Upload, UploadLog 
     return None if row is None else (row[0], row[1])
 
 
+async def get_resumable(session: AsyncSession, upload_id: str) -> tuple[Upload, bool] | None:
+    """The row of an upload that can be resumed, and whether its time is over."""
+    wanted = (col(Upload.id) == upload_id) & col(Upload.resumable)
+    row = (await session.execute(select(Upload, is_stale()).where(wanted))).one_or_none()
+    return None if row is None else (row[0], bool(row[1]) or row[0].state == "expired")
+
+
+async def find(session: AsyncSession, idempotency: str) -> Upload | None:
+    """The upload that was made with this idempotency key."""
+    return (
+        await session.execute(select(Upload).where(col(Upload.idempotency) == idempotency))
+    ).scalar_one_or_none()
+
+
+async def pieces(session: AsyncSession, upload_id: str) -> list[Piece]:
+    """What the upload consists of, in order; a concatenation of what its parts consist of."""
+    segments = (
+        select(col(UploadSegment.upload_id), col(UploadSegment.epoch), col(UploadSegment.size))
+        .join(Upload, col(Upload.id) == col(UploadSegment.upload_id))
+        .where(or_(col(Upload.id) == upload_id, col(Upload.part_of) == upload_id))
+        .order_by(col(Upload.part_number), col(UploadSegment.epoch))
+    )
+    return [Piece(segment_key(row[0], row[1]), row[2]) for row in (await session.execute(segments)).all()]
+
+
+async def parts_of(session: AsyncSession, upload_id: str) -> list[str]:
+    """Ids of the uploads that it is the concatenation of, while they are here."""
+    parts = select(col(Upload.id)).where(col(Upload.part_of) == upload_id).order_by(col(Upload.part_number))
+    return list((await session.execute(parts)).scalars())
+
+
 async def page(session: AsyncSession, limit: int, before: Cursor | None) -> list[UploadRecord]:
-    """Up to `limit` uploads, newest first, older than the cursor."""
-    newest = _with_log().order_by(col(Upload.created_at).desc(), col(Upload.id).desc()).limit(limit)
+    """Up to `limit` uploads, newest first, older than the cursor; parts of concatenations are not told."""
+    newest = _with_log().where(col(Upload.partial).is_(False))
+    newest = newest.order_by(col(Upload.created_at).desc(), col(Upload.id).desc()).limit(limit)
     if before is not None:
         moment = before[0].astimezone(UTC)
         newest = newest.where(tuple_(col(Upload.created_at), col(Upload.id)) < tuple_(moment, before[1]))
@@ -137,10 +361,9 @@ def is_receiving(upload: Upload) -> ColumnElement[bool]:
     return _is(upload.id, "receiving") & (col(Upload.epoch) == upload.epoch)
 
 
-def is_stale(abandoned_after: float) -> ColumnElement[bool]:
-    """Uploads whose receiver, or remover, has not been heard of for that many seconds."""
-    left = or_(col(Upload.state) == "receiving", col(Upload.state) == "expired")
-    return left & (col(Upload.touched_at) < clock(-abandoned_after))
+def is_stale() -> ColumnElement[bool]:
+    """Uploads whose time is over: nobody has brought a byte, or finished removing them, for long enough."""
+    return col(Upload.expires_at) < clock()
 
 
 def _is(upload_id: str, *states: str) -> ColumnElement[bool]:
@@ -149,6 +372,10 @@ def _is(upload_id: str, *states: str) -> ColumnElement[bool]:
 
 def _with_log() -> Select[Upload, UploadLog]:
     return select(Upload, UploadLog).outerjoin(UploadLog, col(UploadLog.upload_id) == col(Upload.id))
+
+
+async def _note_segment(session: AsyncSession, upload: Upload, size: int) -> None:
+    await session.execute(_SEGMENT, {"upload_id": upload.id, "epoch": upload.epoch, "size": size})
 
 
 async def _update(session: AsyncSession, condition: ColumnElement[bool], **values: object) -> Upload | None:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+import asyncio
+import hashlib
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from typing import Final
 
+import msgspec
 import structlog
-from sqlalchemy import ColumnElement, select
+from sqlalchemy.exc import IntegrityError
 from sqlmodel import col
 
 from bongsu.db.models import Upload, UploadLog, is_id
@@ -20,23 +23,41 @@ from bongsu.protocol.problems import Problem
 from bongsu.uploads import rows
 from bongsu.uploads.multipart import FileData, FileStart, UploadForm
 from bongsu.uploads.options import UploadOptions
-from bongsu.uploads.receiver import Receiver
+from bongsu.uploads.receiver import Means, Receiver, Sink, Stored, taken, too_large
 from bongsu.uploads.record import FEED, UploadRecord, changed_event, deleted_event
-from bongsu.uploads.stores.base import BATCH, Reader, Store, StoreError, object_key, segment_key
+from bongsu.uploads.removal import Removal
+from bongsu.uploads.stores.base import BATCH, HasRoom, Reader, Store, StoreError
 from bongsu.uploads.tasks import FINISH, FinishUpload
+from bongsu.uploads.tus import Checksum
 
-__all__ = ["Publish", "UploadService"]
+__all__ = ["AlreadyReceived", "Ask", "Publish", "UploadService"]
 
 log = structlog.stdlib.get_logger(__name__)
 
 Publish = Callable[[str, bytes], Awaitable[None]]
+
+Ask = Callable[[str, str, int | None], Awaitable[None]]
+"""Asks a replica to make an upload's bytes safe, and to let go of it if that leaves it at the offset.
+
+`(replica, upload id, offset or None)`; returns when the replica has done so, or when it is known not to
+answer. Never raises.
+"""
 
 # What the batches of all uploads that arrive at one time may hold together. Few uploads get large batches,
 # which cost less; many get small ones, which cost no more memory.
 _BATCHES: Final = 32 * 1024 * 1024
 _SMALLEST_BATCH: Final = 64 * 1024
 
-_SWEEP: Final = 100  # stale uploads looked at per sweep: the rest waits for the next one
+_ASK_TIMEOUT: Final = 0.5  # seconds; a frozen replica does not answer, and its epoch is taken all the same
+_FULL_FOR: Final = 60  # seconds until a client may look whether there is room again
+
+
+class AlreadyReceived(Exception):
+    """This idempotency key was used for an upload that has arrived: the answer is its record."""
+
+    def __init__(self, record: UploadRecord) -> None:
+        super().__init__(record.id)
+        self.record = record
 
 
 class UploadService:
@@ -54,14 +75,32 @@ class UploadService:
         publish: Publish,
         replica: str,
         options: UploadOptions,
+        *,
+        ask: Ask | None = None,
     ) -> None:
+        """`ask` None: there are no other replicas."""
         self.options = options
         self._database = database
         self._store = store
+        self._room = store if isinstance(store, HasRoom) and options.min_free else None
         self._jobs = jobs
         self._publish = publish
         self._replica = replica
+        self._ask = ask
         self._arriving = 0
+        self._held: dict[str, Receiver] = {}
+        self._removal = Removal(database, store, self._announce, self._publish_deleted, options)
+        self._means = Means(
+            database,
+            store,
+            jobs,
+            self._announce,
+            publish,
+            options,
+            replica,
+            self._batch_size,
+            self._check_room,
+        )
 
     def handlers(self) -> Mapping[str, Handler]:
         """The jobs of uploads, by kind, for this replica's worker."""
@@ -71,40 +110,47 @@ class UploadService:
         """Wake the worker: the doorbell that runs right after a response."""
         self._jobs.ring()
 
+    # One request, one file: nothing is left unless all of it arrives
+
     @asynccontextmanager
     async def receive(
-        self, *, filename: str, content_type: str, owner: str | None
-    ) -> AsyncIterator[Receiver]:
+        self,
+        *,
+        filename: str,
+        content_type: str,
+        owner: str | None,
+        length: int | None = None,
+        bound: int | None = None,
+        idempotency_key: str | None = None,
+    ) -> AsyncIterator[Sink]:
         """Receive one file; `filename` and `content_type` are cleaned ones.
 
-        Unless `Receiver.finish` has been reached, nothing of it is left when the block ends. Raises
-        `StoreError`, `DatabaseUnavailable`, and `Problem` from the receiver.
+        `length` in bytes is what it has, `bound` what it has at most, where they are known. Unless
+        `Sink.finish` has been reached, nothing of it is left when the block ends. Raises `AlreadyReceived`,
+        `StoreError`, `DatabaseUnavailable`, and `Problem` as `create` and the sink do.
         """
-        async with self._database.transaction() as session:
-            upload = await rows.create(
-                session,
-                filename=filename,
-                content_type=content_type,
-                owner=owner,
-                received_by=self._replica,
+        upload = await self._create(
+            rows.Draft(
+                filename,
+                content_type,
+                owner,
+                self._replica,
+                self.options.abandoned_after,
+                length=length,
+                reserved=min(length or bound or 0, self.options.max_size),
+                holder=self._replica,
+                idempotency=_digest_of(owner, idempotency_key),
             )
+        )
         try:
             await self._announce(upload)
-            writer = await self._store.open_segment(segment_key(upload.id, upload.epoch))
+            receiver = Receiver(upload, self._means, whole=True)
             self._arriving += 1
             try:
-                yield Receiver(
-                    upload,
-                    writer,
-                    self._database,
-                    self._jobs,
-                    self._announce,
-                    self.options,
-                    self._batch_size,
-                )
+                yield receiver
             finally:
                 self._arriving -= 1
-                await writer.close()
+                await receiver.close(keep=False)
         except BaseException:
             # Also at cancellation. When a commit's outcome is unknown the row decides: a received upload
             # does not match, and stays.
@@ -112,7 +158,13 @@ class UploadService:
             raise
 
     async def receive_form(
-        self, body: AsyncIterator[bytes], *, content_type: str, owner: str | None
+        self,
+        body: AsyncIterator[bytes],
+        *,
+        content_type: str,
+        owner: str | None,
+        bound: int | None = None,
+        idempotency_key: str | None = None,
     ) -> UploadRecord:
         """Receive the multipart form whose bytes `body` yields; constant memory, no byte twice on disk.
 
@@ -120,22 +172,313 @@ class UploadService:
         `UploadForm` raise, and what `body` raises; then nothing is left.
         """
         form = UploadForm(content_type)
-        receiver: Receiver | None = None
+        await self._check_key(owner, idempotency_key)
+        sink: Sink | None = None
         async with AsyncExitStack() as stack:
             async for chunk in body:
                 for start in range(0, len(chunk), BATCH):
                     for event in form.feed(chunk[start : start + BATCH]):
                         match event:
                             case FileStart(filename=name, content_type=declared):
-                                receiver = await stack.enter_async_context(
-                                    self.receive(filename=name, content_type=declared, owner=owner)
+                                receiving = self.receive(
+                                    filename=name,
+                                    content_type=declared,
+                                    owner=owner,
+                                    bound=bound,
+                                    idempotency_key=idempotency_key,
                                 )
+                                sink = await stack.enter_async_context(receiving)
                             case FileData(data=data):
-                                assert receiver is not None  # the form begins the file before its data
-                                await receiver.write(data)
+                                assert sink is not None  # the form begins the file before its data
+                                await sink.write(data)
             form.end()
-            assert receiver is not None  # the form ends only with a file
+            assert sink is not None  # the form ends only with a file
+            return await sink.finish()
+
+    async def receive_body(
+        self,
+        body: AsyncIterator[bytes],
+        *,
+        filename: str,
+        content_type: str,
+        owner: str | None,
+        length: int | None,
+        idempotency_key: str | None = None,
+    ) -> UploadRecord:
+        """Receive the file whose bytes `body` yields. Returns and raises as `receive_form` does."""
+        await self._check_key(owner, idempotency_key)
+        async with self.receive(
+            filename=filename,
+            content_type=content_type,
+            owner=owner,
+            length=length,
+            idempotency_key=idempotency_key,
+        ) as sink:
+            async for chunk in body:
+                await sink.write(chunk)
+            return await sink.finish()
+
+    # Many requests, one file: what arrived stays
+
+    async def create(
+        self,
+        *,
+        filename: str,
+        content_type: str,
+        owner: str | None,
+        length: int | None,
+        metadata: str | None = None,
+        partial: bool = False,
+        idempotency_key: str | None = None,
+    ) -> UploadRecord:
+        """A new upload that `append` fills; an empty one is complete at once. None for `length`: said later.
+
+        With the key of an earlier one, that one. Raises `DatabaseUnavailable`, `StoreError`, `Problem`:
+        `UPLOAD_TOO_LARGE`, `QUOTA_EXCEEDED`, `DISK_FULL`.
+        """
+        draft = rows.Draft(
+            filename,
+            content_type,
+            owner,
+            self._replica,
+            self.options.expire_after,
+            length=length,
+            reserved=length or 0,
+            resumable=True,
+            metadata=metadata,
+            partial=partial,
+            idempotency=_digest_of(owner, idempotency_key),
+        )
+        try:
+            upload = await self._create(draft)
+        except AlreadyReceived as again:
+            return again.record
+        await self._announce(upload)
+        if length != 0:
+            return UploadRecord.of(upload, None)
+        receiver = Receiver(upload, self._means, whole=True)
+        try:
             return await receiver.finish()
+        finally:
+            await receiver.close(keep=False)
+
+    async def create_final(
+        self,
+        parts: Sequence[str],
+        *,
+        filename: str,
+        content_type: str,
+        owner: str | None,
+        metadata: str | None = None,
+        idempotency_key: str | None = None,
+    ) -> UploadRecord:
+        """The concatenation of partial uploads, which is `received` at once. They belong to it from then on.
+
+        Asked again for the same parts, in the same order, the same one. Raises as `create` does, and
+        `Problem(PARTS_UNUSABLE)` unless all are complete, the owner's, and part of nothing else.
+        """
+        draft = rows.Draft(
+            filename,
+            content_type,
+            owner,
+            self._replica,
+            self.options.expire_after,
+            resumable=True,
+            metadata=metadata,
+            idempotency=_digest_of(owner, idempotency_key),
+        )
+        try:
+            async with self._database.transaction() as session:
+                upload = await rows.claim_parts(session, draft, parts, self.options)
+                if upload is None:
+                    raise Problem(
+                        problems.PARTS_UNUSABLE,
+                        "Each part must be a complete partial upload of yours that is in no other upload.",
+                    )
+                if upload.size > self.options.max_size:
+                    raise too_large(self.options.max_size)
+                await self._jobs.add(session, upload_id=upload.id, kind=FINISH)
+        except (Problem, IntegrityError):
+            # The answer to the first request may have been lost on its way.
+            made = await self._made_of(parts, owner)
+            if made is None:
+                raise
+            return made
+        await self._announce(upload)
+        return UploadRecord.of(upload, None)
+
+    @asynccontextmanager
+    async def append(
+        self,
+        upload_id: str,
+        *,
+        offset: int,
+        principal: Principal,
+        length: int | None = None,
+        checksum: Checksum | None = None,
+    ) -> AsyncIterator[Sink]:
+        """Go on with an upload at `offset`; whoever receives it now, on any replica, is made to let go.
+
+        What has arrived when the block ends stays, also at an error, but with a `checksum` only what had
+        it. `length` is what it will have, where that is said only now. Raises `Problem`: `NOT_FOUND`,
+        `FORBIDDEN`, `EXPIRED`, `UPLOAD_IS_FINAL`, `OFFSET_MISMATCH`, `LENGTH_FIXED` and what `create` raises.
+        """
+        upload = await self._take(upload_id, offset=offset, principal=principal, length=length)
+        if upload.state != "receiving":
+            yield Stored(UploadRecord.of(upload, None))
+            return
+        loop = asyncio.get_running_loop()
+        try:
+            async with asyncio.timeout(None) as interruption:
+                receiver = Receiver(
+                    upload,
+                    self._means,
+                    whole=False,
+                    checksum=checksum,
+                    interrupt=lambda: interruption.reschedule(loop.time()),
+                )
+                self._held[upload.id] = receiver
+                self._arriving += 1
+                try:
+                    yield receiver
+                finally:
+                    self._arriving -= 1
+                    if self._held.get(upload.id) is receiver:
+                        del self._held[upload.id]
+                    await receiver.close(keep=True)
+        except TimeoutError:
+            if interruption.expired():
+                raise taken() from None
+            raise
+
+    async def head(self, upload_id: str, principal: Principal) -> UploadRecord:
+        """Where a resumable upload is: all that has arrived anywhere is safe first.
+
+        Raises `Problem`: `NOT_FOUND`, `FORBIDDEN`, `EXPIRED`.
+        """
+        upload = await self._resumable(upload_id, principal)
+        if upload.holder is not None and upload.state == "receiving":
+            await self._ask_holder(upload, None)
+            upload = await self._resumable(upload_id, principal)
+        return UploadRecord.of(upload, None)
+
+    async def let_go(self, upload_id: str, offset: int | None) -> None:
+        """What another replica asks (`Ask`): make safe what is here, and let go if that is at `offset`."""
+        receiver = self._held.get(upload_id)
+        if receiver is None:
+            return
+        try:
+            await receiver.let_go(offset)
+        except (Problem, StoreError, DatabaseUnavailable) as error:
+            # Whoever asked takes the upload all the same; our own request is told by its next write.
+            log.warning("an upload was not made safe for another request", upload=upload_id, error=str(error))
+
+    async def terminate(self, upload_id: str, principal: Principal) -> None:
+        """Remove a resumable upload, finished or not. Raises as `delete` does."""
+        await self._resumable(upload_id, principal)
+        await self.delete(upload_id, principal)
+
+    async def _create(self, draft: rows.Draft) -> Upload:
+        """Raises `AlreadyReceived` for a key that was used, unless what it was used for never arrived."""
+        for length in (draft.length, draft.reserved):
+            if length is not None and length > self.options.max_size:
+                raise too_large(self.options.max_size)
+        await self._check_room(draft.reserved)
+        while True:
+            try:
+                async with self._database.transaction() as session:
+                    return await rows.create(session, draft, self.options)
+            except IntegrityError:
+                if draft.idempotency is None:
+                    raise
+                await self._find_key(draft.idempotency)
+
+    async def _check_key(self, owner: str | None, idempotency_key: str | None) -> None:
+        """Before anything is read. Raises `AlreadyReceived`."""
+        if (digest := _digest_of(owner, idempotency_key)) is not None:
+            await self._find_key(digest)
+
+    async def _find_key(self, digest: str) -> None:
+        async with self._database.session() as session:
+            upload = await rows.find(session, digest)
+        if upload is None:
+            return
+        if upload.state == "receiving" and not upload.resumable:
+            # Its client has given that request up, or would not send another; we may notice only in minutes.
+            await self._removal.remove(rows.is_receiving(upload))
+        else:
+            raise AlreadyReceived(UploadRecord.of(upload, None))
+
+    async def _take(self, upload_id: str, *, offset: int, principal: Principal, length: int | None) -> Upload:
+        upload = await self._writable(upload_id, principal)
+        if upload.holder is not None and upload.state == "receiving":
+            await self._ask_holder(upload, offset)
+            upload = await self._writable(upload_id, principal)
+        if upload.size != offset:
+            raise Problem(
+                problems.OFFSET_MISMATCH,
+                f"The upload has {upload.size} bytes; go on there.",
+                extra={"offset": upload.size},
+            )
+        if length is not None:
+            if upload.length is not None and upload.length != length:
+                raise Problem(problems.LENGTH_FIXED, f"It was declared to have {upload.length} bytes.")
+            if length < upload.size:
+                raise Problem(problems.LENGTH_FIXED, f"It has {upload.size} bytes already.")
+            if length > self.options.max_size:
+                raise too_large(self.options.max_size)
+        if upload.state != "receiving":
+            return upload
+        if upload.epoch >= rows.MAX_EPOCHS:
+            raise Problem(
+                problems.TOO_MANY_PIECES,
+                f"It came in {rows.MAX_EPOCHS} requests; begin again.",
+            )
+        await self._check_room((length or upload.length or offset) - offset)
+        async with self._database.transaction() as session:
+            mine = await rows.take(session, upload, replica=self._replica, length=length, limits=self.options)
+        if mine is None:
+            raise taken()
+        return mine
+
+    async def _writable(self, upload_id: str, principal: Principal) -> Upload:
+        upload = await self._resumable(upload_id, principal)
+        if upload.parts is not None:
+            raise Problem(problems.UPLOAD_IS_FINAL, "Its bytes are those of its parts.")
+        return upload
+
+    async def _resumable(self, upload_id: str, principal: Principal) -> Upload:
+        found = None
+        if is_id(upload_id):
+            async with self._database.session() as session:
+                found = await rows.get_resumable(session, upload_id)
+        if found is None:
+            raise Problem(problems.NOT_FOUND, f"There is no upload {upload_id[:64]!r} that can be resumed.")
+        upload, is_over = found
+        _check_owner(upload.owner, principal)
+        if is_over:
+            raise Problem(problems.EXPIRED, "Begin it again.")
+        return upload
+
+    async def _ask_holder(self, upload: Upload, offset: int | None) -> None:
+        if upload.holder == self._replica:
+            await self.let_go(upload.id, offset)
+        elif upload.holder is not None and self._ask is not None:
+            try:
+                async with asyncio.timeout(_ASK_TIMEOUT):
+                    await self._ask(upload.holder, upload.id, offset)
+            except TimeoutError:
+                log.warning("a replica did not let go of an upload", upload=upload.id, replica=upload.holder)
+
+    async def _made_of(self, parts: Sequence[str], owner: str | None) -> UploadRecord | None:
+        async with self._database.session() as session:
+            part = await rows.get(session, parts[0]) if parts else None
+            whole = await rows.get(session, part[0].part_of) if part and part[0].part_of else None
+        if whole is None or whole[0].parts != " ".join(parts) or whole[0].owner != owner:
+            return None
+        return UploadRecord.of(*whole)
+
+    # What is there
 
     async def page(self, limit: int, before: rows.Cursor | None) -> list[UploadRecord]:
         """Up to `limit` uploads of every state, newest first, older than `before`."""
@@ -164,23 +507,15 @@ class UploadService:
         Raises `Problem(NOT_FOUND)`, `Problem(FORBIDDEN)`, `StoreError` (call again then).
         """
         record = await self.get(upload_id)
-        if not principal.trusted and record.owner != principal.user:
-            raise Problem(
-                problems.FORBIDDEN, "Only who uploaded a file may delete it, or the API key's holder."
-            )
-        await self._remove(col(Upload.id) == upload_id)
+        _check_owner(record.owner, principal)
+        if not await self._removal.remove((col(Upload.id) == upload_id) & col(Upload.part_of).is_(None)):
+            found, _ = await self._find(upload_id)
+            if found.part_of is not None:
+                raise Problem(problems.FORBIDDEN, f"It is part of {found.part_of}; delete that one.")
 
     async def sweep(self) -> None:
-        """Remove what a dead replica left: uploads cut off in the middle, removals not finished."""
-        stale = rows.is_stale(self.options.abandoned_after)
-        async with self._database.session() as session:
-            left = (await session.execute(select(col(Upload.id)).where(stale).limit(_SWEEP))).scalars().all()
-        for upload_id in left:
-            try:
-                if await self._remove((col(Upload.id) == upload_id) & stale):
-                    log.info("removed an abandoned upload", upload=upload_id)
-            except StoreError as error:
-                log.warning("an abandoned upload could not be removed", upload=upload_id, error=str(error))
+        """Remove what was left: uploads whose time is over, and bytes of none."""
+        await self._removal.sweep()
 
     async def _find(self, upload_id: str) -> tuple[Upload, UploadLog | None]:
         found = None
@@ -197,31 +532,33 @@ class UploadService:
 
     async def _discard(self, upload: Upload) -> None:
         try:
-            await self._remove(rows.is_receiving(upload))
+            await self._removal.remove(rows.is_receiving(upload))
         except (StoreError, DatabaseUnavailable) as error:
             # The row says that something is left, and the sweep goes by the rows.
             log.warning("an unfinished upload is left to the sweep", upload=upload.id, error=str(error))
 
-    async def _remove(self, condition: ColumnElement[bool]) -> bool:
-        """Remove the one upload that `condition` names, bytes first: a row is never without a reason to look.
-
-        False when there is none, or somebody else is at it. May be repeated after any failure.
-        """
-        async with self._database.transaction() as session:
-            expired = await rows.expire(session, condition)
-        if expired is None:
-            return False
-        upload, attempts = expired
-        for epoch in range(1, upload.epoch):  # its own is the raised one, which nobody writes
-            await self._store.delete(segment_key(upload.id, epoch))
-        for attempt in range(1, attempts + 1):
-            await self._store.delete(object_key(upload.id, attempt))
-        async with self._database.transaction() as session:
-            gone = await rows.forget(session, upload.id)
-        if gone:
-            await self._publish(FEED, deleted_event(upload.id))
-        return gone
+    async def _check_room(self, size: int) -> None:
+        free = None if self._room is None else await self._room.free()
+        if free is not None and free - size < self.options.min_free:
+            raise Problem(problems.DISK_FULL, "Try again later, or tell the operator.", retry_after=_FULL_FOR)
 
     async def _announce(self, upload: Upload, entry: UploadLog | None = None) -> None:
         """Tell `uploads:feed` of a change that has been committed."""
-        await self._publish(FEED, changed_event(UploadRecord.of(upload, entry)))
+        if not upload.partial:  # nobody sees a part in the log either
+            await self._publish(FEED, changed_event(UploadRecord.of(upload, entry)))
+
+    async def _publish_deleted(self, upload: Upload) -> None:
+        if not upload.partial:
+            await self._publish(FEED, deleted_event(upload.id))
+
+
+def _check_owner(owner: str | None, principal: Principal) -> None:
+    if not principal.trusted and owner != principal.user:
+        raise Problem(problems.FORBIDDEN, "Only who began an upload may do that, or the API key's holder.")
+
+
+def _digest_of(owner: str | None, idempotency_key: str | None) -> str | None:
+    """Two users' keys never meet; hashed, for a key may be of any length and is nobody else's business."""
+    if idempotency_key is None:
+        return None
+    return hashlib.sha256(msgspec.json.encode([owner, idempotency_key])).hexdigest()

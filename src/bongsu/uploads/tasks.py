@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+from collections.abc import Sequence
 from typing import Final, Protocol
 
 import structlog
@@ -13,7 +14,7 @@ from bongsu.db.models import Upload, UploadLog
 from bongsu.db.session import Database
 from bongsu.jobs.queue import Lease, LeaseLost, Queue
 from bongsu.uploads import rows
-from bongsu.uploads.stores.base import BATCH, Piece, Store, StoreError, object_key, segment_key
+from bongsu.uploads.stores.base import BATCH, Piece, Store, StoreError, object_key
 
 __all__ = ["FINISH", "Announce", "FinishUpload"]
 
@@ -52,29 +53,32 @@ class FinishUpload:
     async def run(self, lease: Lease) -> None:
         async with self._database.transaction() as session:
             upload = await rows.process(session, _upload(lease))
+            pieces = await rows.pieces(session, _upload(lease))
         if upload is None:
             raise LeaseLost(f"upload {lease.upload_id} is gone")
         await self._announce(upload)
         key = object_key(upload.id, lease.attempt)
-        segment = segment_key(upload.id, upload.epoch)
         try:
-            await self._store.compose([Piece(segment, upload.size)], key)
-            sha256 = await self._hash(key, upload.size)
+            await self._store.compose(pieces, key)
+            sha256 = await self._hash(key, upload)
             stored, entry = await self._commit(lease, key, sha256)
         except LeaseLost:
             await self._store.delete(key)
             raise
-        # Only now: until that commit the segment is what the next attempt starts from.
-        await self._clean(segment, upload.id, before=lease.attempt)
+        # Only now: until that commit the segments are what the next attempt starts from.
+        await self._clean(pieces, upload.id, before=lease.attempt)
         await self._announce(stored, entry)
 
-    async def _hash(self, key: str, size: int) -> str:
-        """SHA-256 of the object in hex. Raises `StoreError` unless it has `size` bytes."""
+    async def _hash(self, key: str, upload: Upload) -> str:
+        """SHA-256 of the object in hex. Raises `StoreError` unless it has the upload's size."""
+        size = upload.size
         digest = hashlib.sha256()
         reader = await self._store.open(key)
         try:
             if reader.size != size:
                 raise StoreError(f"the file has {reader.size} bytes in the store instead of {size}")
+            if upload.sha256 is not None:  # made while it was received: one request brought all of it
+                return upload.sha256
             for offset in range(0, size, BATCH):
                 await asyncio.to_thread(digest.update, await reader.read(offset, BATCH))
         finally:
@@ -110,9 +114,10 @@ class FinishUpload:
             session.add(entry)
         return upload, entry
 
-    async def _clean(self, segment: str, upload_id: str, *, before: int) -> None:
+    async def _clean(self, pieces: Sequence[Piece], upload_id: str, *, before: int) -> None:
         try:
-            await self._store.delete(segment)
+            for piece in pieces:
+                await self._store.delete(piece.key)
             for attempt in range(1, before):
                 await self._store.delete(object_key(upload_id, attempt))
         except StoreError as error:

@@ -14,7 +14,7 @@ from bongsu.db.migrate import VERSION_TABLE, MigrationsPending, _config, migrate
 from bongsu.db.models import Table
 from bongsu.db.session import Database
 
-REVISIONS = ["0001", "0002"]
+REVISIONS = ["0001", "0002", "0003"]
 
 
 def differences(connection: Connection) -> list[object]:
@@ -32,7 +32,16 @@ async def test_migrations_and_models_agree(database_url: str) -> None:
         assert await connection.run_sync(differences) == []
         names = set(await connection.run_sync(lambda c: inspect(c).get_table_names()))
     await database.stop()
-    assert names == {"upload", "job", "upload_log", "outbox", "outbox_relay", VERSION_TABLE}
+    assert names == {
+        "upload",
+        "upload_segment",
+        "upload_usage",
+        "job",
+        "upload_log",
+        "outbox",
+        "outbox_relay",
+        VERSION_TABLE,
+    }
 
 
 async def test_of_replicas_that_start_together_one_migrates_and_the_others_wait(database_url: str) -> None:

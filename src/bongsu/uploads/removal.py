@@ -1,0 +1,104 @@
+"""How uploads go: on request, when their time is over, and what nobody knows of any more."""
+
+from __future__ import annotations
+
+import math
+import random
+import time
+from collections.abc import Awaitable, Callable
+from typing import Final
+
+import structlog
+from sqlalchemy import ColumnElement, select
+from sqlmodel import col
+
+from bongsu.db.models import Upload
+from bongsu.db.session import Database
+from bongsu.uploads import rows
+from bongsu.uploads.options import UploadOptions
+from bongsu.uploads.orphans import remove_orphans
+from bongsu.uploads.stores.base import Listable, Store, StoreError, object_key, segment_key
+from bongsu.uploads.tasks import Announce
+
+__all__ = ["Removal"]
+
+log = structlog.stdlib.get_logger(__name__)
+
+_ORPHANS_EVERY: Final = 3600.0  # seconds: it lists the whole store, and rubbish does no harm for a while
+_SWEEP: Final = 100  # stale uploads looked at per sweep: the rest waits for the next one
+
+
+class Removal:
+    """Removes uploads and their bytes. `deleted` tells of one whose row is gone."""
+
+    def __init__(
+        self,
+        database: Database,
+        store: Store,
+        announce: Announce,
+        deleted: Callable[[Upload], Awaitable[None]],
+        options: UploadOptions,
+    ) -> None:
+        self._database = database
+        self._store = store
+        self._announce = announce
+        self._deleted = deleted
+        self._options = options
+        self._orphans_at = 0.0 if isinstance(store, Listable) else math.inf
+
+    async def remove(self, condition: ColumnElement[bool], *, remember: bool = False) -> bool:
+        """Remove the one upload that `condition` names, bytes first: while there are any, a row says so.
+
+        False when there is none, or somebody else is at it. May be repeated after any failure. `remember`:
+        the row of a resumable upload stays for a while, so that its client is told what became of it.
+        """
+        async with self._database.transaction() as session:
+            expired = await rows.expire(session, condition, lifetime=self._options.expire_after)
+            if expired is None:
+                return False
+            upload, before, attempts = expired
+            parts = await rows.parts_of(session, upload.id)
+        for epoch in range(1, upload.epoch):  # its own is the raised one, which nobody writes
+            await self._store.delete(segment_key(upload.id, epoch))
+        for attempt in range(1, attempts + 1):
+            await self._store.delete(object_key(upload.id, attempt))
+        for part in parts:
+            await self.remove(col(Upload.id) == part)
+        if remember and upload.resumable and before != "expired":
+            await self._announce(upload)
+            return True
+        async with self._database.transaction() as session:
+            gone = await rows.forget(session, upload.id)
+        if gone:
+            await self._deleted(upload)
+        return gone
+
+    async def sweep(self) -> None:
+        """Remove uploads whose time is over, finish removals that were not finished; hourly, orphans."""
+        await self._sweep_stale()
+        if time.monotonic() >= self._orphans_at:
+            self._orphans_at = time.monotonic() + _ORPHANS_EVERY * random.uniform(0.75, 1.25)
+            await self._sweep_orphans()
+
+    async def _sweep_orphans(self) -> None:
+        assert isinstance(self._store, Listable)
+        try:
+            removed = await remove_orphans(
+                self._database, self._store, older_than=self._options.orphaned_after
+            )
+        except StoreError as error:
+            log.warning("bytes of no upload could not be removed", error=str(error))
+        else:
+            if removed:
+                log.info("removed bytes of no upload", keys=removed)
+
+    async def _sweep_stale(self) -> None:
+        stale = rows.is_stale()
+        async with self._database.session() as session:
+            left = (await session.execute(select(col(Upload.id)).where(stale).limit(_SWEEP))).scalars().all()
+        for upload_id in left:
+            try:
+                if await self.remove((col(Upload.id) == upload_id) & stale, remember=True):
+                    log.info("removed an abandoned upload", upload=upload_id)
+            except StoreError as error:
+                log.warning("an abandoned upload could not be removed", upload=upload_id, error=str(error))

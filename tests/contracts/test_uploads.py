@@ -1,0 +1,519 @@
+"""Uploads of many requests on several replicas: one database, one directory, no HTTP."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import os
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+from sqlalchemy import func, select, update
+from sqlmodel import col
+
+from bongsu.db.columns import clock
+from bongsu.db.migrate import migrate
+from bongsu.db.models import Job, Upload, UploadSegment, UploadUsage
+from bongsu.db.session import Database
+from bongsu.jobs.queue import Queue
+from bongsu.jobs.worker import Worker
+from bongsu.protocol import problems
+from bongsu.protocol.messages import Principal
+from bongsu.protocol.problems import Problem, ProblemKind
+from bongsu.uploads.options import UploadOptions
+from bongsu.uploads.orphans import remove_orphans
+from bongsu.uploads.receiver import COMMIT_EVERY
+from bongsu.uploads.record import UploadRecord
+from bongsu.uploads.service import AlreadyReceived, UploadService
+from bongsu.uploads.stores import LocalStore
+from bongsu.uploads.stores.base import object_key, segment_key
+from bongsu.uploads.tus import Checksum
+
+MIB = 1024 * 1024
+ANN = Principal(user="ann")
+BOB = Principal(user="bob")
+
+
+@dataclass
+class Cluster:
+    """Replicas `a` and `b`. `deaf` are those that do not answer when they are asked to let go."""
+
+    database: Database
+    store: LocalStore
+    a: UploadService
+    b: UploadService
+    worker: Worker
+    deaf: set[str]
+    published: list[tuple[str, bytes]]
+
+    async def create(self, length: int | None = None, **given: object) -> str:
+        return (await create(self.a, length=length, **given)).id
+
+    async def send(
+        self, service: UploadService, upload_id: str, offset: int, data: bytes, length: int | None = None
+    ) -> UploadRecord:
+        async with service.append(upload_id, offset=offset, principal=ANN, length=length) as sink:
+            for start in range(0, len(data), 65536):
+                await sink.write(data[start : start + 65536])
+            return await sink.finish()
+
+    async def content(self, upload_id: str) -> bytes:
+        """What is served in the end."""
+        await self.worker.start()
+        async with asyncio.timeout(30):
+            while (record := await self.a.get(upload_id)).state != "stored":
+                assert record.state in {"received", "processing"}
+                await asyncio.sleep(0.01)
+        _, reader = await self.a.open(upload_id)
+        content = await reader.read(0, record.size)
+        await reader.close()
+        assert record.sha256 == hashlib.sha256(content).hexdigest()
+        return content
+
+    async def count(self, table: type[Job | Upload | UploadSegment]) -> int:
+        async with self.database.session() as session:
+            return (await session.execute(select(func.count()).select_from(table))).scalar_one()
+
+    async def usage(self) -> dict[str, tuple[int, int]]:
+        async with self.database.session() as session:
+            used = (await session.execute(select(UploadUsage))).scalars()
+            return {each.scope: (each.size, each.files) for each in used}
+
+    async def age(self, upload_id: str) -> None:
+        """Its time is over."""
+        async with self.database.transaction() as session:
+            over = update(Upload).where(col(Upload.id) == upload_id).values(expires_at=clock(-1))
+            await session.execute(over)
+
+    def files(self) -> list[str]:
+        return sorted(str(p.relative_to(self.store.root)) for p in self.store.root.rglob("*") if p.is_file())
+
+
+async def create(service: UploadService, **given: object) -> UploadRecord:
+    draft = {"filename": "f", "content_type": "a/b", "owner": "ann", "length": None} | given
+    return await service.create(**draft)  # type: ignore[arg-type]
+
+
+OPTIONS = UploadOptions(min_free=0)
+Start = Callable[..., Awaitable[Cluster]]
+
+
+@pytest.fixture
+async def start(database_url: str, tmp_path: Path) -> AsyncIterator[Start]:
+    """Starts a cluster with options of your choice."""
+    async with AsyncExitStack() as stack:
+
+        async def starts(options: UploadOptions = OPTIONS) -> Cluster:
+            return await stack.enter_async_context(running(database_url, tmp_path / "files", options))
+
+        yield starts
+
+
+@pytest.fixture
+async def cluster(start: Start) -> Cluster:
+    return await start()
+
+
+@asynccontextmanager
+async def running(url: str, files: Path, options: UploadOptions) -> AsyncIterator[Cluster]:
+    await migrate(url)
+    database, store = Database(url), LocalStore(files)
+    await database.start()
+    await store.start()
+    services: dict[str, UploadService] = {}
+    deaf: set[str] = set()
+    published: list[tuple[str, bytes]] = []
+
+    async def publish(channel: str, data: bytes) -> None:
+        published.append((channel, data))
+
+    async def ask(replica: str, upload_id: str, offset: int | None) -> None:
+        if replica in deaf:
+            await asyncio.get_running_loop().create_future()  # for ever
+        elif replica in services:
+            await services[replica].let_go(upload_id, offset)
+
+    for name in ("a", "b"):
+        queue = Queue(database, name)
+        services[name] = UploadService(database, store, queue, publish, name, options, ask=ask)
+    worker = Worker(database, queue, services["b"].handlers(), poll=0.05)
+    try:
+        yield Cluster(database, store, services["a"], services["b"], worker, deaf, published)
+    finally:
+        await worker.stop()
+        await store.stop()
+        await database.stop()
+
+
+@asynccontextmanager
+async def refused(kind: ProblemKind) -> AsyncIterator[None]:
+    with pytest.raises(Problem) as caught:
+        yield
+    assert caught.value.kind is kind
+
+
+class Holding:
+    """A request on `service` that has brought `data` and stands still. `go_on` ends its waiting."""
+
+    def __init__(self, service: UploadService, upload_id: str, offset: int, *data: bytes) -> None:
+        self._arrived = asyncio.Event()
+        self._go_on = asyncio.Event()
+        self.more = b""
+        self.request = asyncio.create_task(self._run(service, upload_id, offset, data))
+
+    async def _run(
+        self, service: UploadService, upload_id: str, offset: int, data: tuple[bytes, ...]
+    ) -> UploadRecord:
+        async with service.append(upload_id, offset=offset, principal=ANN) as sink:
+            for some in data:
+                await sink.write(some)
+            self._arrived.set()
+            await self._go_on.wait()
+            await sink.write(self.more)
+            return await sink.finish()
+
+    async def arrived(self) -> Holding:
+        async with asyncio.timeout(30):
+            await self._arrived.wait()
+        return self
+
+    async def go_on(self, more: bytes = b"") -> UploadRecord:
+        self.more = more
+        self._go_on.set()
+        async with asyncio.timeout(30):
+            return await self.request
+
+
+async def test_an_upload_in_pieces_over_two_replicas_is_stored_whole_and_leaves_no_segment(
+    cluster: Cluster,
+) -> None:
+    content = os.urandom(3 * MIB + 5)
+    upload_id = await cluster.create(len(content))
+    assert (await cluster.send(cluster.a, upload_id, 0, content[:MIB])).size == MIB
+    assert (await cluster.send(cluster.b, upload_id, MIB, content[MIB : 2 * MIB])).state == "receiving"
+    record = await cluster.send(cluster.a, upload_id, 2 * MIB, content[2 * MIB :])
+    assert (record.state, record.size, record.received_by) == ("received", len(content), "a")
+    assert await cluster.content(upload_id) == content
+    assert cluster.files() == [object_key(upload_id, 1)]
+
+
+async def test_bytes_for_another_offset_are_refused_with_the_right_one(cluster: Cluster) -> None:
+    upload_id = await cluster.create(10)
+    await cluster.send(cluster.a, upload_id, 0, b"12345")
+    for offset in (0, 4, 6, 10):
+        with pytest.raises(Problem) as caught:
+            await cluster.send(cluster.b, upload_id, offset, b"67890")
+        assert (caught.value.kind, caught.value.extra) == (problems.OFFSET_MISMATCH, {"offset": 5})
+    assert (await cluster.b.head(upload_id, ANN)).size == 5
+
+
+async def test_of_many_requests_at_one_offset_exactly_one_wins(cluster: Cluster) -> None:
+    content = [os.urandom(200_000) for _ in range(6)]
+    upload_id = await cluster.create(200_000)
+    services = (cluster.a, cluster.b)
+    outcomes = await asyncio.gather(
+        *(cluster.send(services[n % 2], upload_id, 0, data) for n, data in enumerate(content)),
+        return_exceptions=True,
+    )
+    lost = [outcome for outcome in outcomes if isinstance(outcome, BaseException)]
+    assert all(isinstance(error, Problem) and error.kind is problems.OFFSET_MISMATCH for error in lost)
+    (winner,) = (n for n, outcome in enumerate(outcomes) if isinstance(outcome, UploadRecord))
+    assert await cluster.content(upload_id) == content[winner]
+
+
+async def test_a_question_for_the_offset_makes_what_another_replica_holds_safe_and_disturbs_nobody(
+    cluster: Cluster,
+) -> None:
+    upload_id = await cluster.create(12)
+    holding = await Holding(cluster.a, upload_id, 0, b"12345").arrived()
+    assert (await cluster.b.head(upload_id, ANN)).size == 5
+    assert (await cluster.a.head(upload_id, ANN)).size == 5
+    assert (await holding.go_on(b"6789abc")).state == "received"
+    assert await cluster.content(upload_id) == b"123456789abc"
+
+
+@pytest.mark.parametrize("taker", ["a", "b"])
+async def test_whoever_goes_on_where_a_request_stands_still_takes_the_upload_over(
+    cluster: Cluster, taker: str
+) -> None:
+    """
+    Setup: a request on replica a that has brought 5 bytes and stands still: its client has reconnected.
+    Do: go on at 5, on either replica.
+    Expect: the new request succeeds; the old one is ended, though it neither reads nor writes.
+    """
+    upload_id = await cluster.create(12)
+    holding = await Holding(cluster.a, upload_id, 0, b"12345").arrived()
+    record = await cluster.send(getattr(cluster, taker), upload_id, 5, b"6789abc")
+    assert record.state == "received"
+    async with refused(problems.OFFSET_MISMATCH), asyncio.timeout(30):
+        await holding.request
+    assert await cluster.content(upload_id) == b"123456789abc"
+
+
+async def test_a_frozen_replica_that_thaws_can_add_nothing(cluster: Cluster) -> None:
+    """
+    Setup: replica a holds an upload with bytes in its segment beyond its last commit, and freezes.
+    Do: replica b goes on from the last commit and finishes; then a thaws and writes on.
+    Expect: a is told that it lost the upload; the content is what b's client was acknowledged.
+    """
+    first, lost, rest = os.urandom(COMMIT_EVERY), os.urandom(MIB), os.urandom(3 * MIB)
+    upload_id = await cluster.create(len(first) + len(rest))
+    holding = await Holding(cluster.a, upload_id, 0, first, lost).arrived()
+    cluster.deaf.add("a")
+    assert (await cluster.b.head(upload_id, ANN)).size == len(first)
+    async with cluster.b.append(upload_id, offset=len(first), principal=ANN) as sink:
+        await sink.write(rest[:MIB])
+        async with refused(problems.OFFSET_MISMATCH):
+            await holding.go_on(os.urandom(2 * MIB))
+        await sink.write(rest[MIB:])
+        await sink.finish()
+    assert await cluster.content(upload_id) == first + rest
+
+
+async def test_progress_is_safe_every_8_mib_though_nobody_asks(cluster: Cluster) -> None:
+    upload_id = await cluster.create(100 * MIB)
+    holding = await Holding(cluster.a, upload_id, 0, os.urandom(COMMIT_EVERY + 5)).arrived()
+    assert (await cluster.b.get(upload_id)).size >= COMMIT_EVERY
+    holding.request.cancel()
+    await asyncio.gather(holding.request, return_exceptions=True)
+
+
+async def test_what_a_broken_request_has_brought_stays(cluster: Cluster) -> None:
+    upload_id = await cluster.create(10)
+
+    async def broken() -> None:
+        async with cluster.a.append(upload_id, offset=0, principal=ANN) as sink:
+            await sink.write(b"1234567")
+            raise ConnectionResetError
+
+    with pytest.raises(ConnectionResetError):
+        await broken()
+    assert (await cluster.b.get(upload_id)).size == 7
+    await cluster.send(cluster.b, upload_id, 7, b"890")
+    assert await cluster.content(upload_id) == b"1234567890"
+
+
+async def test_bytes_without_their_checksum_leave_the_offset_where_it_was(cluster: Cluster) -> None:
+    upload_id = await cluster.create(8 + COMMIT_EVERY)
+    await cluster.send(cluster.a, upload_id, 0, b"good")
+    rest = os.urandom(4 + COMMIT_EVERY)
+    right = Checksum("sha256", hashlib.sha256(rest).digest())
+
+    async def send(data: bytes) -> UploadRecord:
+        async with cluster.b.append(upload_id, offset=4, principal=ANN, checksum=right) as sink:
+            await sink.write(data)
+            assert (await cluster.a.get(upload_id)).size == 4
+            return await sink.finish()
+
+    async with refused(problems.CHECKSUM_MISMATCH):
+        await send(bytes([rest[0] ^ 1]) + rest[1:])
+    assert (await cluster.a.head(upload_id, ANN)).size == 4
+    assert (await send(rest)).state == "received"
+    assert await cluster.content(upload_id) == b"good" + rest
+
+
+async def test_a_length_may_be_said_later_and_then_holds(cluster: Cluster) -> None:
+    upload_id = await cluster.create(None)
+    assert (await cluster.send(cluster.a, upload_id, 0, b"12345")).length is None
+    for length, kind in ((4, problems.LENGTH_FIXED), (10**12, problems.UPLOAD_TOO_LARGE)):
+        async with refused(kind):
+            await cluster.send(cluster.a, upload_id, 5, b"", length)
+    assert (await cluster.send(cluster.a, upload_id, 5, b"6", 7)).length == 7
+    async with refused(problems.LENGTH_FIXED):
+        await cluster.send(cluster.b, upload_id, 6, b"", 8)
+    async with refused(problems.UPLOAD_TOO_LARGE):
+        await cluster.send(cluster.b, upload_id, 6, b"789")
+    assert (await cluster.send(cluster.b, upload_id, 7, b"")).state == "received"
+    assert await cluster.content(upload_id) == b"1234567"
+
+
+async def test_a_request_without_bytes_at_the_end_changes_nothing(cluster: Cluster) -> None:
+    upload_id = await cluster.create(5)
+    await cluster.send(cluster.a, upload_id, 0, b"12345")
+    for service in (cluster.a, cluster.b):
+        assert (await cluster.send(service, upload_id, 5, b"")).size == 5
+        async with refused(problems.UPLOAD_TOO_LARGE):
+            await cluster.send(service, upload_id, 5, b"6")
+    assert await cluster.count(Job) == 1
+
+
+async def test_an_empty_upload_is_complete_when_it_is_created(cluster: Cluster) -> None:
+    record = await create(cluster.a, length=0)
+    assert record.state == "received"
+    assert await cluster.content(record.id) == b""
+
+
+async def test_parts_become_one_file_and_go_when_it_is_stored(cluster: Cluster) -> None:
+    contents = [os.urandom(MIB), b"", os.urandom(5)]
+    parts = [await cluster.create(len(content), partial=True) for content in contents]
+    for part, content in zip(parts, contents, strict=True):
+        await cluster.send(cluster.b, part, 0, content[:3])
+        await cluster.send(cluster.a, part, len(content[:3]), content[3:])
+    parts.reverse()
+
+    async def concatenate(*ids: str, owner: str = "ann") -> UploadRecord:
+        return await cluster.a.create_final(ids, filename="f", content_type="a/b", owner=owner)
+
+    for strange in ([], ["0" * 32], [parts[0], parts[0]]):
+        async with refused(problems.PARTS_UNUSABLE):
+            await concatenate(*strange)
+    async with refused(problems.PARTS_UNUSABLE):
+        await concatenate(*parts, owner="bob")
+    whole, again = await concatenate(*parts), await concatenate(*parts)
+    assert (whole.id, whole.state, whole.parts) == (again.id, "received", tuple(parts))
+    async with refused(problems.PARTS_UNUSABLE):
+        await concatenate(*parts[:2])
+    async with refused(problems.FORBIDDEN):
+        await cluster.a.delete(parts[0], ANN)
+    async with refused(problems.UPLOAD_IS_FINAL):
+        await cluster.send(cluster.a, whole.id, whole.size, b"x")
+    assert await cluster.content(whole.id) == b"".join(reversed(contents))
+    assert [each.id for each in await cluster.a.page(10, None)] == [whole.id]
+    await cluster.a.sweep()
+    assert cluster.files() == [object_key(whole.id, 1)]
+    assert await cluster.usage() == {"user:ann": (whole.size, 1), "total": (whole.size, 1)}
+
+
+async def test_an_upload_that_nobody_goes_on_with_expires_and_says_so(cluster: Cluster) -> None:
+    upload_id = await cluster.create(10)
+    await cluster.send(cluster.a, upload_id, 0, b"12345")
+    await cluster.age(upload_id)
+    for sweep in (False, True):
+        if sweep:
+            await cluster.b.sweep()
+            assert cluster.files() == []
+        async with refused(problems.EXPIRED):
+            await cluster.b.head(upload_id, ANN)
+        async with refused(problems.EXPIRED):
+            await cluster.send(cluster.b, upload_id, 5, b"67890")
+    assert (await cluster.usage())["total"] == (0, 0)
+    await cluster.age(upload_id)
+    await cluster.b.sweep()
+    async with refused(problems.NOT_FOUND):
+        await cluster.b.head(upload_id, ANN)
+    assert await cluster.count(Upload) == 0
+
+
+async def test_a_terminated_upload_is_gone_and_its_writer_is_told(cluster: Cluster) -> None:
+    upload_id = await cluster.create(10)
+    holding = await Holding(cluster.a, upload_id, 0, b"12345").arrived()
+    await cluster.b.terminate(upload_id, ANN)
+    async with refused(problems.OFFSET_MISMATCH):
+        await holding.go_on(b"67890")
+    assert (await cluster.count(Upload), await cluster.count(UploadSegment)) == (0, 0)
+    async with refused(problems.NOT_FOUND):
+        await cluster.a.head(upload_id, ANN)
+
+
+async def test_only_its_owner_or_the_key_goes_on_with_an_upload(cluster: Cluster) -> None:
+    upload_id = await cluster.create(10)
+    for stranger in (BOB, Principal()):
+        async with refused(problems.FORBIDDEN):
+            await cluster.a.head(upload_id, stranger)
+        async with refused(problems.FORBIDDEN), cluster.a.append(upload_id, offset=0, principal=stranger):
+            pass
+        async with refused(problems.FORBIDDEN):
+            await cluster.a.terminate(upload_id, stranger)
+    assert (await cluster.b.head(upload_id, Principal(trusted=True))).size == 0
+
+
+async def test_quotas_hold_though_two_replicas_create_at_the_same_moment(start: Start) -> None:
+    cluster = await start(OPTIONS.model_copy(update={"user_quota": 1000, "user_max_files": 3}))
+    services = (cluster.a, cluster.b)
+    outcomes = await asyncio.gather(
+        *(create(services[n % 2], length=300) for n in range(8)), return_exceptions=True
+    )
+    made = [outcome.id for outcome in outcomes if isinstance(outcome, UploadRecord)]
+    kinds = {outcome.kind for outcome in outcomes if isinstance(outcome, Problem)}
+    assert (len(made), kinds) == (3, {problems.QUOTA_EXCEEDED})
+    await create(cluster.a, length=300, owner="bob")
+    await create(cluster.a, length=9000, owner=None)
+    await cluster.a.delete(made[0], ANN)
+    async with refused(problems.QUOTA_EXCEEDED):
+        await create(cluster.b, length=401)
+    await create(cluster.b, length=400)
+
+
+async def test_an_upload_of_unknown_length_stops_at_the_quota(start: Start) -> None:
+    cluster = await start(OPTIONS.model_copy(update={"total_quota": COMMIT_EVERY + 10}))
+    upload_id = await cluster.create(None)
+    async with refused(problems.QUOTA_EXCEEDED):
+        await cluster.send(cluster.a, upload_id, 0, bytes(2 * COMMIT_EVERY))
+    size = (await cluster.a.get(upload_id)).size
+    assert (await cluster.usage())["total"] == (size, 1)
+    await cluster.a.delete(upload_id, ANN)
+    assert (await cluster.usage())["total"] == (0, 0)
+
+
+async def test_below_the_watermark_nothing_is_accepted(start: Start) -> None:
+    cluster = await start(OPTIONS.model_copy(update={"min_free": 2**62}))
+    with pytest.raises(Problem) as caught:
+        await cluster.create(10)
+    assert caught.value.kind is problems.DISK_FULL
+    assert caught.value.retry_after
+    assert await cluster.count(Upload) == 0
+
+
+async def test_the_same_key_of_the_same_owner_is_the_same_upload(cluster: Cluster) -> None:
+    async def created(**given: object) -> str:
+        return (await create(cluster.a, length=5, **given)).id
+
+    first = await created(idempotency_key="k")
+    assert await created(idempotency_key="k") == first
+    others = {await created(idempotency_key="l"), await created(idempotency_key="k", owner="bob")}
+    assert len(others - {first}) == 2
+    await cluster.send(cluster.a, first, 0, b"12345")
+    async with (
+        refused_again(first),
+        cluster.b.receive(filename="f", content_type="a/b", owner="ann", idempotency_key="k"),
+    ):
+        pass
+
+
+@asynccontextmanager
+async def refused_again(upload_id: str) -> AsyncIterator[None]:
+    with pytest.raises(AlreadyReceived) as caught:
+        yield
+    assert caught.value.record.id == upload_id
+
+
+async def test_a_request_sent_again_replaces_the_one_that_never_arrived(cluster: Cluster) -> None:
+    """The first one's connection is dead, but its replica does not know yet; its client tries again."""
+    again = {"filename": "f", "content_type": "a/b", "owner": "ann", "idempotency_key": "k"}
+    async with cluster.b.receive(**again) as retry_sink:  # type: ignore[arg-type]
+        await retry_sink.write(b"first")
+        async with cluster.a.receive(**again) as sink:  # type: ignore[arg-type]
+            await sink.write(b"second")
+            record = await sink.finish()
+        async with refused(problems.UPLOAD_NOT_STORED):
+            await retry_sink.finish()
+    assert await cluster.content(record.id) == b"second"
+    assert await cluster.count(Upload) == 1
+
+
+async def test_bytes_of_no_upload_are_removed_once_they_are_old(cluster: Cluster) -> None:
+    stored = await cluster.create(5)
+    await cluster.send(cluster.a, stored, 0, b"12345")
+    await cluster.content(stored)
+    waiting = await cluster.create(10)
+    await cluster.send(cluster.a, waiting, 0, b"12345")
+    needed = cluster.files()
+    for key in (segment_key("0" * 32, 1), object_key("0" * 32, 1), object_key(stored, 2)):
+        path = cluster.store.root / key
+        path.parent.mkdir(exist_ok=True)
+        path.write_bytes(b"left")
+    assert await remove_orphans(cluster.database, cluster.store, older_than=3600) == 0
+    assert await remove_orphans(cluster.database, cluster.store, older_than=-1) == 3
+    assert cluster.files() == needed
+
+
+async def test_progress_is_told_to_those_who_watch_the_upload(cluster: Cluster) -> None:
+    upload_id = await cluster.create(10)
+    async with cluster.a.append(upload_id, offset=0, principal=ANN) as sink:
+        async with asyncio.timeout(30):
+            while not any(channel == f"uploads:{upload_id}" for channel, _ in cluster.published):
+                await asyncio.sleep(0.05)
+                await sink.write(b"")
