@@ -27,7 +27,7 @@ from bongsu.api.server import ServerApi
 from bongsu.api.uploads import uploads_router
 from bongsu.auth import TokenVerifier
 from bongsu.brokers import Broker, adapt, broker_from_url
-from bongsu.brokers.base import Appended, Relayed
+from bongsu.brokers.base import Appended, BrokerError, Relayed
 from bongsu.db.migrate import migrate, require_migrated
 from bongsu.db.outbox import Outbox
 from bongsu.db.session import Database
@@ -110,7 +110,7 @@ class Bongsu:
             channel_max_length=settings.channels.max_length,
             anonymous=settings.dev,
         )
-        control = self.node.serve_control(LocalTarget(self._services))
+        self._control = control = self.node.serve_control(LocalTarget(self._services))
         self._sockets, self._streams = _client_transports(settings, self._services, control, handshakes)
         self._plain = PlainTransport(
             self.node,
@@ -145,7 +145,9 @@ class Bongsu:
             self._publish_event,
             settings.replica,
             settings.upload,
+            ask=self._ask_to_let_go,
         )
+        control.serve_uploads(self._uploads.let_go)
         self._worker = Worker(
             self.database,
             queue,
@@ -258,6 +260,13 @@ class Bongsu:
             raise Unpublishable(str(error)) from error
         publication = Publication(data, patchable=rules.options.delta_publish)
         return self.node.publish(rules, publication, relayed=relayed)
+
+    async def _ask_to_let_go(self, replica: str, upload_id: str, offset: int | None) -> None:
+        try:
+            await self._control.let_go(replica, upload_id, offset)
+        except BrokerError as error:
+            # The upload is taken without its help: what it has not committed is sent again by the client.
+            log.warning("a replica could not be asked for an upload", replica=replica, error=str(error))
 
     async def _publish_event(self, channel: str, data: bytes) -> None:
         """What the upload side tells its subscribers: at most once, and never in the way of the upload."""

@@ -345,6 +345,25 @@ async def test_a_frame_for_a_replica_without_a_lease_or_without_an_answer_fails(
         await a.plane.emulate("b", "session of b", b"1")
 
 
+async def test_a_replica_is_asked_for_an_upload_and_answers_when_it_has_let_go(cluster: Cluster) -> None:
+    a, b = await cluster.replica("a"), await cluster.replica("b")
+    c = await cluster.replica("c")
+    asked: list[tuple[str, int | None]] = []
+
+    async def release(upload: str, offset: int | None) -> None:
+        await asyncio.sleep(0)  # others run meanwhile, as they do while bytes are made safe
+        asked.append((upload, offset))
+
+    for replica in (a, b, c):
+        replica.plane.serve_uploads(release)
+    await a.plane.let_go("b", "upload", 5)
+    assert asked == [("upload", 5)]
+    await a.plane.let_go("b", "upload", None)
+    assert asked == [("upload", 5), ("upload", None)]
+    await a.plane.let_go("dead", "upload", 5)  # has no lease: nobody waits for it
+    assert len(asked) == 2
+
+
 async def test_without_the_broker_a_call_is_done_here_and_says_that_others_may_not_know(
     cluster: Cluster, redis_server: RedisServer
 ) -> None:

@@ -106,6 +106,14 @@ class Emulate(Body, frozen=True, kw_only=True, tag="emulate?"):
     data: bytes
 
 
+class LetGo(Body, frozen=True, kw_only=True, tag="let_go?"):
+    """Make safe what has arrived of an upload, and let go of it if that leaves it at `offset` (in bytes)."""
+
+    id: str
+    upload: str
+    offset: int | None = None
+
+
 # ---- what is answered ----------------------------------------------------------------------------------
 
 
@@ -129,9 +137,15 @@ class Emulated(Body, frozen=True, kw_only=True, tag="emulated"):
     known: bool
 
 
-Question = AskChannels | AskInfo | Emulate
+class LetGone(Body, frozen=True, kw_only=True, tag="let_go"):
+    """It was done, or the upload is not held here."""
 
-Answer = Channels | Info | Emulated
+    id: str
+
+
+Question = AskChannels | AskInfo | Emulate | LetGo
+
+Answer = Channels | Info | Emulated | LetGone
 
 Message = Subscribe | Unsubscribe | Disconnect | Refresh | Question | Answer
 

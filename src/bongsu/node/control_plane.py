@@ -7,7 +7,7 @@ when the call returns, and the others do it when they hear of it.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Collection
+from collections.abc import Awaitable, Callable, Collection
 from typing import Final
 
 import msgspec
@@ -28,6 +28,8 @@ from bongsu.node.control import (
     Emulate,
     Emulated,
     Info,
+    LetGo,
+    LetGone,
     Message,
     Refresh,
     Subscribe,
@@ -53,7 +55,13 @@ from bongsu.protocol.errors import Error
 MAX_LISTINGS: Final = 16
 """Surveys of channels that are answered at once; whoever asks beyond names this replica as missing."""
 
+MAX_UPLOADS: Final = 64
+"""Uploads that others may ask for at once; whoever asks beyond takes them without our help."""
+
 log = structlog.get_logger("bongsu.node.control")
+
+ReleaseUpload = Callable[[str, int | None], Awaitable[None]]
+"""`(upload id, offset)`: what `LetGo` asks for. Never raises."""
 
 
 class UnknownReplica(LookupError):
@@ -85,9 +93,16 @@ class ControlPlane:
         self._living = living
         self._questions = Questions(replica, living, self._send, patience=patience)
         self._listings = Tasks()
+        self._releases = Tasks()
+        self._release_upload: ReleaseUpload | None = None
+
+    def serve_uploads(self, release: ReleaseUpload) -> None:
+        """`release` does what others ask about uploads held here. Without it none are."""
+        self._release_upload = release
 
     async def stop(self) -> None:
         await self._listings.stop()
+        await self._releases.stop()
 
     # Calls: here at once, and everywhere else. `BrokerError`: the others may not have heard of it.
 
@@ -150,6 +165,14 @@ class ControlPlane:
             raise TimeoutError(f"{replica} did not take a frame")
         return answer.known
 
+    async def let_go(self, replica: str, upload: str, offset: int | None) -> None:
+        """Ask `replica` to make safe what it has of an upload, and to let go of it at `offset`.
+
+        Returns when it has answered, or will not. Raises `BrokerError`.
+        """
+        if replica in self._living():
+            await self._questions.ask(LetGo(id=new_id(), upload=upload, offset=offset), replica)
+
     # The channels
 
     async def _send(self, message: Message, targets: list[str]) -> None:
@@ -193,13 +216,23 @@ class ControlPlane:
             case Emulate():
                 known = self._target.emulate(message.session, message.data)
                 self._answer(sender, Emulated(id=message.id, known=known))
-            case Channels() | Info() | Emulated():
+            case LetGo():
+                if len(self._releases) < MAX_UPLOADS:
+                    self._releases.run(self._let_go_for(sender, message), "release of an upload")
+                else:
+                    log.warning("too many uploads are asked for; one is not answered", sender=sender)
+            case Channels() | Info() | Emulated() | LetGone():
                 self._questions.answered(sender, message)
 
     def _answer(self, asker: str, answer: Answer) -> None:
         channel = control_channel(asker)
         body = encode(answer, sender=self.replica, targets=[asker])
         self._broker.send(channel, envelope.encode(envelope.Control(body))).add_done_callback(_answered)
+
+    async def _let_go_for(self, asker: str, question: LetGo) -> None:
+        if self._release_upload is not None:
+            await self._release_upload(question.upload, question.offset)
+        self._answer(asker, LetGone(id=question.id))
 
     async def _list_for(self, asker: str, question: AskChannels) -> None:
         self._answer(asker, await list_channels(self._target, question))
