@@ -6,12 +6,15 @@ import asyncio
 import hashlib
 import os
 import re
+import subprocess
 from collections import Counter
 from collections.abc import Awaitable, Callable
 
 import httpx
 from deploy.cluster import Cluster
+from deploy.replica import BONGSU
 from tests.e2e.listener import Listener, eventually, open_stalled_socket
+from tests.servers import outer_environment
 
 Listen = Callable[[str], Awaitable[Listener]]
 
@@ -194,3 +197,14 @@ async def test_a_client_that_stops_reading_is_closed_and_the_others_get_everythi
         assert not client.closed
     assert await slow_clients_closed() == 1
     stalled.close()
+
+
+def test_the_doctor_sees_all_replicas_through_nginx_and_a_message_arrive(trio: Cluster) -> None:
+    env = {**outer_environment(), "BONGSU_URL": trio.url, "BONGSU_API_KEY": trio.api_key}
+    told = subprocess.run(
+        [BONGSU, "doctor"], env=env, capture_output=True, text=True, timeout=60, check=False
+    )
+    assert told.returncode == 0, told.stdout + told.stderr
+    assert "3 in the cluster, 3 answered here" in told.stdout
+    assert "failed" not in told.stdout
+    assert "skipped" not in told.stdout

@@ -328,3 +328,23 @@ async def test_migrate_hides_the_password_of_a_database_that_is_not_there() -> N
     assert (code, out) == (2, "")
     assert "the database cannot be reached" in err
     assert "hunter2" not in err
+
+
+async def test_the_doctor_finds_a_healthy_server_healthy(server: RunningServer) -> None:
+    code, out, err = await run("doctor", "--json", env=environment(server))
+    findings = {finding["check"]: finding for finding in map(json.loads, out.splitlines())}
+    assert (code, err) == (0, ""), out
+    assert findings.pop("mode")["verdict"] == "warning"  # development
+    assert {finding["verdict"] for finding in findings.values()} == {"ok"}, out
+    assert {"websocket", "http stream", "delivery", "control", "uploads"} <= findings.keys()
+
+
+async def test_the_doctor_says_what_is_wrong_and_what_is_not_reached(server: RunningServer) -> None:
+    wrong = environment(server, BONGSU_API_KEY="not the key of this server", BONGSU_ACCESS_TOKEN="no token")
+    code, out, _ = await run("doctor", env=wrong)
+    assert code == 1
+    assert "the API key is not accepted" in out
+    assert "invalid token" in out
+    code, out, _ = await run("doctor", "--url", f"http://127.0.0.1:{free_port()}", env=environment(None))
+    assert code == 2
+    assert "connection refused" in out

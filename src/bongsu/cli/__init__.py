@@ -7,6 +7,7 @@ from typing import Annotated
 import typer
 
 from bongsu._version import __version__
+from bongsu.cli.doctor import doctor
 from bongsu.cli.operate import check, migrate, serve, token
 from bongsu.cli.publish import publish
 from bongsu.cli.subscribe import subscribe
@@ -27,6 +28,7 @@ app.command(rich_help_panel=_SERVER)(serve)
 app.command(rich_help_panel=_SERVER)(check)
 app.command(rich_help_panel=_SERVER)(migrate)
 app.command(rich_help_panel=_SERVER)(token)
+app.command(rich_help_panel=_CLIENT)(doctor)
 app.command(rich_help_panel=_CLIENT)(publish)
 app.command(rich_help_panel=_CLIENT)(subscribe)
 app.command(rich_help_panel=_CLIENT)(upload)

@@ -19,7 +19,7 @@ from bongsu.cli.console import one_line, reason, refusal
 
 HMAC_SECRET = "0123456789abcdef0123456789abcdef"
 API_KEY = "an-api-key-for-tests"
-COMMANDS = ["serve", "check", "migrate", "token", "publish", "subscribe", "upload"]
+COMMANDS = ["serve", "check", "migrate", "token", "doctor", "publish", "subscribe", "upload"]
 
 
 @pytest.fixture(autouse=True)
