@@ -53,6 +53,7 @@ class Generator:
             arguments += ["--receive-buffer", str(receive_buffer)]
         if tokens is not None:
             arguments += ["--tokens", str(tokens)]
+        self._publishers = publishers
         self._process = subprocess.Popen(
             ["taskset", "-c", str(core), str(program), *arguments],
             stdin=subprocess.PIPE,
@@ -82,13 +83,17 @@ class Generator:
         if answer["failed"]:
             raise LoadError(f"a publisher was refused: {answer['complaint']}")
 
-    def window(self, in_flight: int, seconds: float) -> dict[str, Any]:
-        """Publish for `seconds` with that many messages in flight, then wait for the last of them."""
-        return self._tell(f"window {in_flight} {seconds}", within=seconds + 40)
+    def window(self, in_flight: int, seconds: float, *, publishers: int | None = None) -> dict[str, Any]:
+        """Publish for `seconds` with that many messages in flight, then wait for the last of them.
+
+        `publishers` of them take turns, by default all.
+        """
+        turns = self._publishers if publishers is None else publishers
+        return self._tell(f"window {in_flight} {seconds} {turns}", within=seconds + 40)
 
     def rate(self, per_second: float, seconds: float) -> dict[str, Any]:
         """Publish at this rate, whatever comes back, then wait for the last message."""
-        return self._tell(f"rate {per_second} {seconds}", within=seconds + 40)
+        return self._tell(f"rate {per_second} {seconds} {self._publishers}", within=seconds + 40)
 
     def rest(self, seconds: float) -> dict[str, Any]:
         """Do nothing but answer pings."""

@@ -66,7 +66,7 @@ class Site:
     def serve(
         self,
         name: str,
-        argv: Sequence[str | Path],
+        argv: Sequence[str],
         port: int,
         *,
         env: Mapping[str, str] | None = None,
@@ -82,7 +82,7 @@ class Site:
         log = self.directory / f"{name}-{self._count}.log"
         child = Child(
             name,
-            ["taskset", "-c", str(core), *map(str, argv)],
+            ["taskset", "-c", str(core), *argv],
             log=log,
             env={**_outer_environment(), **(env or {})},
             cwd=cwd or self.directory,

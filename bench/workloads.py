@@ -20,7 +20,7 @@ from typing import Any
 import jwt
 
 from bench.clock import Departures, Usage, cpu_seconds, resident_bytes
-from bench.generator import Generator
+from bench.generator import Generator, LoadError
 from bench.peers import Peer
 from bench.peers.bongsu import HMAC_SECRET
 from bench.results import Row
@@ -82,6 +82,16 @@ progress and 5 s to drain.
 
 
 @dataclass(frozen=True)
+class Case:
+    """How is published: with so many messages in flight, or 20 a second if that is 0."""
+
+    name: str
+    in_flight: int
+    publishers: int | None = None
+    """How many take turns; None is all there are."""
+
+
+@dataclass(frozen=True)
 class Bench:
     """What every workload needs: the programs that setup built, and how much to measure."""
 
@@ -109,7 +119,12 @@ Workload = Callable[[Bench, Peer], Iterator[Row]]
 
 def fanout(bench: Bench, peer: Peer) -> Iterator[Row]:
     """One channel, 1,000 subscribers: 20 messages a second, one in flight, 32 in flight; then 20 channels."""
-    cases = [("20 msg/s", 0), ("1 in flight", 1), ("32 in flight", 32)]
+    cases = [
+        Case("20 msg/s", 0),
+        Case("1 in flight", 1),
+        Case("32 in flight", 32),
+        Case("32 in flight, 1 publisher", 32, publishers=1),
+    ]
     with _temporary() as directory, bench.site(directory) as site:
         server = peer.start(site, SERVER_CORE)
         with bench.generator(peer, server.port) as load:
@@ -119,7 +134,7 @@ def fanout(bench: Bench, peer: Peer) -> Iterator[Row]:
             return
         with bench.generator(peer, server.port, channels=20) as load:
             load.open(bench.scale.subscribers)
-            many = [("32 in flight, 20 channels", 32)]
+            many = [Case("32 in flight, 20 channels", 32)]
             yield from _publish(bench, peer, "fanout", many, load, site, [server])
 
 
@@ -133,7 +148,7 @@ def single(bench: Bench, peer: Peer) -> Iterator[Row]:
         with bench.generator(peer, server.port, own=True, publish_port=other.port) as load:
             load.open(bench.scale.many_channels)
             load.open_publishers()
-            cases = [("1 in flight", 1), ("64 in flight", 64)]
+            cases = [Case("1 in flight", 1), Case("64 in flight", 64)]
             yield from _publish(bench, peer, "single", cases, load, site, [server])
 
 
@@ -188,7 +203,7 @@ def growth(bench: Bench, peer: Peer) -> Iterator[Row]:
             publishers = min(PUBLISHERS, subscribers)
             with bench.generator(peer, server.port, publishers=publishers) as load:
                 load.open(subscribers)
-                cases = [(f"{subscribers:,} subscribers", 32)]
+                cases = [Case(f"{subscribers:,} subscribers", 32)]
                 yield from _publish(bench, peer, "growth", cases, load, site, [server])
     if not peer.carries_channels:
         return
@@ -197,7 +212,7 @@ def growth(bench: Bench, peer: Peer) -> Iterator[Row]:
             server = peer.start(site, SERVER_CORE)
             with bench.generator(peer, server.port, own=True, channels=channels) as load:
                 load.open(clients)
-                cases = [(f"{clients * channels:,} channels", 32)]
+                cases = [Case(f"{clients * channels:,} channels", 32)]
                 yield from _publish(bench, peer, "growth", cases, load, site, [server])
 
 
@@ -211,7 +226,7 @@ def replicas(bench: Bench, peer: Peer) -> Iterator[Row]:
             with bench.generator(peer, *(server.port for server in servers)) as load:
                 load.open(bench.scale.subscribers)
                 words = f"{count} replica" + "s" * (count > 1)
-                cases = [(f"{words}, 20 msg/s", 0), (f"{words}, 32 in flight", 32)]
+                cases = [Case(f"{words}, 20 msg/s", 0), Case(f"{words}, 32 in flight", 32)]
                 yield from _publish(bench, peer, "replicas", cases, load, site, servers)
 
 
@@ -270,7 +285,9 @@ def _post(
 ) -> dict[str, Any]:
     command = ["taskset", "-c", str(LOAD_CORE), str(bench.programs / "post")]
     command += [str(port), path, headers, body, str(at_once), str(requests)]
-    done = subprocess.run(command, check=True, stdout=subprocess.PIPE, timeout=120)
+    done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, timeout=120)
+    if done.returncode:
+        raise LoadError(done.stderr.decode().strip())
     answer: dict[str, Any] = json.loads(done.stdout)
     return answer
 
@@ -279,21 +296,21 @@ def _publish(
     bench: Bench,
     peer: Peer,
     workload: str,
-    cases: list[tuple[str, int]],
+    cases: list[Case],
     load: Generator,
     site: Site,
     servers: list[Server],
 ) -> Iterator[Row]:
-    """A row for each case: that many messages in flight, 0 = 20 a second. Runs of the cases take turns."""
+    """A row for each case. Runs of the cases take turns."""
     load.window(8, 0.5)  # warms up
-    rows = [Row(workload, case, peer.name) for case, _ in cases]
+    rows = [Row(workload, case.name, peer.name) for case in cases]
     pids = [pid for server in servers for pid in server.pids]
     for _ in range(bench.scale.runs):
-        for row, (_, in_flight) in zip(rows, cases, strict=True):
+        for row, case in zip(rows, cases, strict=True):
             usage = Usage(pids)
             redis = Usage([site.redis.pid] if peer.redis else [])
-            if in_flight:
-                answer = load.window(in_flight, bench.scale.seconds)
+            if case.in_flight:
+                answer = load.window(case.in_flight, bench.scale.seconds, publishers=case.publishers)
             else:
                 answer = load.rate(20, bench.scale.seconds)
             spent, delivered = usage.spent(), max(1, answer["delivered"])

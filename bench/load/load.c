@@ -3,8 +3,9 @@
  *   open TOTAL AT_ONCE        subscribers until there are TOTAL, with AT_ONCE handshakes under way
  *   publishers                the connections that only publish (--publish-port)
  *   stall COUNT               the last COUNT subscribers stop reading
- *   window COUNT SECONDS      publish with COUNT messages in flight: each goes out when an older one is with all
- *   rate PER_SECOND SECONDS   publish at this rate, whatever comes back
+ *   window COUNT SECONDS PUBLISHERS     publish with COUNT messages in flight: the next goes out when an older one has
+ *                                       reached all
+ *   rate PER_SECOND SECONDS PUBLISHERS  publish at this rate, whatever comes back
  *   rest SECONDS              answer pings, no more
  *
  * One thread. Nothing is stored of a message but its numbers: a mark `@` and 26 digits, found with memchr in
@@ -413,10 +414,10 @@ static void stall(uint32_t count) {
     printf("{\"stalled\": %u}\n", count);
 }
 
-static void publish(void) {
+static void publish(uint32_t taking_turns) {
     static char payload[1 << 16];
     uint32_t channel = (uint32_t)(published % channel_count), count = (uint32_t)options.publishers;
-    uint32_t nth = options.own ? channel % count : (uint32_t)(published / channel_count % count);
+    uint32_t nth = options.own ? channel % count : (uint32_t)(published / channel_count % taking_turns);
     uint32_t lane = options.own ? channel : channel * count + nth;
     struct client *client = publishers ? publishers[nth] : subscribers[options.own ? channel / options.channels : nth];
     if (client->stage == ENDED) return;
@@ -432,7 +433,7 @@ static void publish(void) {
     dialect->publish(client, channel, payload, options.size);
 }
 
-static void run(uint64_t window, double rate, double seconds) {
+static void run(uint64_t window, double rate, double seconds, uint32_t taking_turns) {
     memset(&tally, 0, sizeof tally);
     memset(&latencies, 0, sizeof latencies);
     uint64_t first = published, expected_before = expected;
@@ -443,9 +444,9 @@ static void run(uint64_t window, double rate, double seconds) {
         uint64_t next = drained;
         if (now < stop && window) {
             next = stop;
-            while (in_flight < window) publish();
+            while (in_flight < window) publish(taking_turns);
         } else if (now < stop) {
-            while ((next = start + (uint64_t)((double)(published - first) * 1e9 / rate)) <= now && next < stop) publish();
+            while ((next = start + (uint64_t)((double)(published - first) * 1e9 / rate)) <= now && next < stop) publish(taking_turns);
             if (next > stop) next = stop;
         }
         flush_dirty();
@@ -470,6 +471,10 @@ static void rest(double seconds) {
     while (now_ns(CLOCK_MONOTONIC) < stop) turn(stop);
     printf("{\"rested\": %.3f, \"open\": %u, \"ended\": %lu, \"complaint\": \"%s\"}\n", seconds, live, ended_unasked,
            complaint);
+}
+
+static int may_publish(unsigned count) {
+    return count && count <= (unsigned)options.publishers && (publishers || options.own || count <= subscriber_count);
 }
 
 /* Set-up */
@@ -529,13 +534,13 @@ int main(int argc, char **argv) {
     if (epoll < 0 || !buffer) abort();
     char line[256];
     while (fgets(line, sizeof line, stdin)) {
-        unsigned first, second;
+        unsigned first, second, turns;
         double number, seconds;
         if (sscanf(line, "open %u %u", &first, &second) == 2 && first >= subscriber_count) open_subscribers(first, second);
         else if (strncmp(line, "publishers", 10) == 0 && options.publish_port) open_publishers();
         else if (sscanf(line, "stall %u", &first) == 1 && first <= subscriber_count) stall(first);
-        else if (sscanf(line, "window %u %lf", &first, &seconds) == 2) run(first, 0, seconds);
-        else if (sscanf(line, "rate %lf %lf", &number, &seconds) == 2) run(0, number, seconds);
+        else if (sscanf(line, "window %u %lf %u", &first, &seconds, &turns) == 3 && may_publish(turns)) run(first, 0, seconds, turns);
+        else if (sscanf(line, "rate %lf %lf %u", &number, &seconds, &turns) == 3 && may_publish(turns)) run(0, number, seconds, turns);
         else if (sscanf(line, "rest %lf", &seconds) == 1) rest(seconds);
         else printf("{\"complaint\": \"no such command, or not now\"}\n");
     }

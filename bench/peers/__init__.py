@@ -3,9 +3,27 @@
 from __future__ import annotations
 
 from bench.peers.bongsu import BONGSU_CLIENT, BONGSU_PLAIN
+from bench.peers.centrifuge import CENTRIFUGE
+from bench.peers.nats import NATS
+from bench.peers.nchan import NCHAN
 from bench.peers.peer import Peer
+from bench.peers.python import NAIVE, WEBSOCKETS
 from bench.peers.sendloop import SENDLOOP
+from bench.peers.socketio import SOCKETIO
 
 __all__ = ["PEERS", "Peer"]
 
-PEERS = {peer.name: peer for peer in (BONGSU_CLIENT, BONGSU_PLAIN, SENDLOOP)}
+PEERS = {
+    peer.name: peer
+    for peer in (
+        BONGSU_CLIENT,
+        BONGSU_PLAIN,
+        SENDLOOP,
+        NATS,
+        CENTRIFUGE,
+        NCHAN,
+        SOCKETIO,
+        WEBSOCKETS,
+        NAIVE,
+    )
+}

@@ -30,8 +30,6 @@ class Peer:
     channel: str = "c%u"
     redis: bool = False
     """It publishes through Redis; without it, what it delivers has been in its own process only."""
-    one_channel: bool = False
-    """It knows no channels: everybody gets everything."""
     carries_channels: bool = False
     """One connection carries several channels, and anyone may publish to any of them."""
     publish_request: tuple[str, str, str] | None = None

@@ -19,7 +19,7 @@ def prepare(programs: Path) -> None:
 
 def start(site: Site, core: int = SERVER_CORE) -> Server:
     port = free_port()
-    return site.serve("sendloop", [site.programs / "sendloop", str(port)], port, core=core)
+    return site.serve("sendloop", [str(site.programs / "sendloop"), str(port)], port, core=core)
 
 
 SENDLOOP = Peer(
@@ -29,5 +29,4 @@ SENDLOOP = Peer(
     path="/",
     start=start,
     prepare=prepare,
-    one_channel=True,
 )
