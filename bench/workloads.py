@@ -285,7 +285,7 @@ def _post(
 ) -> dict[str, Any]:
     command = ["taskset", "-c", str(LOAD_CORE), str(bench.programs / "post")]
     command += [str(port), path, headers, body, str(at_once), str(requests)]
-    done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, timeout=120)
+    done = subprocess.run(command, capture_output=True, timeout=120)
     if done.returncode:
         raise LoadError(done.stderr.decode().strip())
     answer: dict[str, Any] = json.loads(done.stdout)
