@@ -103,6 +103,14 @@ class S3Server:
             config=Config(retries={"total_max_attempts": 1}),
         )
 
+    def keys(self, url: str) -> list[str]:
+        """All keys below the `s3://bucket/prefix` that is `url`, without the prefix."""
+        bucket, _, prefix = url.removeprefix("s3://").partition("/")
+        pages = self.client().get_paginator("list_objects_v2").paginate(Bucket=bucket, Prefix=f"{prefix}/")
+        return [
+            entry["Key"].removeprefix(f"{prefix}/") for page in pages for entry in page.get("Contents", ())
+        ]
+
     def stop(self) -> None:
         """End it. Not gently: its parts would wait for each other for 10 s, for data that nobody wants."""
         self.child.kill()
