@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import json
 import os
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
@@ -16,7 +17,7 @@ from sqlmodel import col
 
 from bongsu.db.columns import clock
 from bongsu.db.migrate import migrate
-from bongsu.db.models import Job, Upload, UploadSegment, UploadUsage
+from bongsu.db.models import Job, Outbox, Upload, UploadSegment, UploadUsage
 from bongsu.db.session import Database
 from bongsu.jobs.queue import Queue
 from bongsu.jobs.worker import Worker
@@ -508,6 +509,25 @@ async def test_bytes_of_no_upload_are_removed_once_they_are_old(cluster: Cluster
     assert await remove_orphans(cluster.database, cluster.store, older_than=3600) == 0
     assert await remove_orphans(cluster.database, cluster.store, older_than=-1) == 3
     assert cluster.files() == needed
+
+
+async def test_every_change_of_state_is_in_the_outbox_once_for_the_upload_and_for_the_feed(
+    cluster: Cluster,
+) -> None:
+    upload_id = await cluster.create(5)
+    await cluster.send(cluster.a, upload_id, 0, b"123")
+    await cluster.send(cluster.b, upload_id, 3, b"45")
+    await cluster.content(upload_id)
+    await cluster.a.delete(upload_id, ANN)
+    await cluster.create(5, partial=True)  # of parts nothing is told
+    async with cluster.database.session() as session:
+        events = (await session.execute(select(Outbox).order_by(col(Outbox.id)))).scalars().all()
+    for channel in (f"uploads:{upload_id}", "uploads:feed"):
+        told = [json.loads(event.data) for event in events if event.channel == channel]
+        assert [event["upload"].get("state") for event in told] == [
+            *("receiving", "received", "processing", "stored", "expired", None)
+        ]
+        assert [event["event"] for event in told] == ["changed"] * 5 + ["deleted"]
 
 
 async def test_progress_is_told_to_those_who_watch_the_upload(cluster: Cluster) -> None:

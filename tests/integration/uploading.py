@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncIterator, Callable
+from collections import defaultdict
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,10 +16,13 @@ from fastapi import FastAPI, Request
 
 from bongsu.api.errors import install_error_handlers
 from bongsu.api.uploads import uploads_router
+from bongsu.brokers.base import Relayed
 from bongsu.db.migrate import migrate
 from bongsu.db.session import Database
 from bongsu.jobs.queue import Queue
+from bongsu.jobs.relay import Relay
 from bongsu.jobs.worker import Worker
+from bongsu.metrics import Metrics
 from bongsu.protocol import problems
 from bongsu.protocol.messages import Principal
 from bongsu.protocol.problems import Problem
@@ -47,11 +51,11 @@ class UploadServer:
     events: list[dict[str, Any]] = field(default_factory=list)
     _changed: asyncio.Condition = field(default_factory=asyncio.Condition)
 
-    async def publish(self, channel: str, data: bytes) -> None:
-        assert channel == "uploads:feed"
-        async with self._changed:
-            self.events.append(json.loads(data))
-            self._changed.notify_all()
+    async def heard(self, channel: str, data: bytes) -> None:
+        if channel == "uploads:feed":
+            async with self._changed:
+                self.events.append(json.loads(data))
+                self._changed.notify_all()
 
     async def until(self, seen: Callable[[dict[str, Any]], bool]) -> dict[str, Any]:
         """The first event of which `seen` is true, waited for at most 30 s."""
@@ -76,6 +80,10 @@ class UploadServer:
     def kept_files(self) -> list[str]:
         """Every file in the store, relative to it."""
         return sorted(str(path.relative_to(self.files)) for path in self.files.rglob("*") if path.is_file())
+
+
+_LISTENERS: defaultdict[str, list[UploadServer]] = defaultdict(list)
+"""In place of a broker: whichever server relays, all of the same database hear it."""
 
 
 async def _authorize(request: Request) -> Principal:
@@ -105,8 +113,17 @@ async def serving(
     queue = Queue(database, replica)
 
     async def publish(channel: str, data: bytes) -> None:
-        await server.publish(channel, data)
+        for listener in _LISTENERS[database_url]:
+            await listener.heard(channel, data)
 
+    async def publish_relayed(channel: str, data: bytes, _relayed: Relayed) -> None:
+        await publish(channel, data)
+
+    async def settle(_channel: str, _keys: Sequence[str]) -> None:
+        """There is no broker here that remembers keys."""
+
+    relay = Relay(database, publish_relayed, settle, Metrics(), replica, poll=0.1)
+    database.on_publication = relay.ring
     service = UploadService(database, store, queue, publish, replica, options)
     worker = Worker(database, queue, service.handlers(), poll=0.2, chores=[service.sweep])
     app = FastAPI()
@@ -121,7 +138,9 @@ async def serving(
     http = uvicorn.Server(config)
     port = listener.getsockname()[1]
     server = UploadServer(f"http://127.0.0.1:{port}", port, app, service, database, files, worker)
+    _LISTENERS[database_url].append(server)
     serving = asyncio.create_task(http.serve([listener]))
+    await relay.start()
     if working:
         await worker.start()
     try:
@@ -130,5 +149,7 @@ async def serving(
         http.should_exit = True
         await serving
         await worker.stop()
+        await relay.stop()
+        _LISTENERS[database_url].remove(server)
         await store.stop()
         await database.stop()

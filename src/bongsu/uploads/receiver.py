@@ -21,10 +21,11 @@ from bongsu.jobs.queue import Queue
 from bongsu.protocol import problems
 from bongsu.protocol.problems import Problem
 from bongsu.uploads import rows
+from bongsu.uploads.events import channel_of, progress_event, tell_changed
 from bongsu.uploads.options import UploadOptions
-from bongsu.uploads.record import UploadRecord, channel_of, progress_event
+from bongsu.uploads.record import UploadRecord
 from bongsu.uploads.stores.base import SegmentWriter, Store, StoreError, segment_key
-from bongsu.uploads.tasks import FINISH, Announce
+from bongsu.uploads.tasks import FINISH
 from bongsu.uploads.tus import Checksum
 
 __all__ = ["Means", "Receiver", "Sink", "Stored", "taken", "too_large"]
@@ -46,7 +47,6 @@ class Means:
     database: Database
     store: Store
     jobs: Queue
-    announce: Announce
     publish: Callable[[str, bytes], Awaitable[None]]
     options: UploadOptions
     replica: str
@@ -262,18 +262,18 @@ class Receiver:
                 )
                 if upload is not None and not upload.partial:
                     await self._means.jobs.add(session, upload_id=upload.id, kind=FINISH)
+                    await tell_changed(session, upload)
         except BaseException as error:
             self._fail(error)
             raise
-        await self._means.announce(self._note(upload))
+        self._note(upload)
 
-    def _note(self, upload: Upload | None) -> Upload:
+    def _note(self, upload: Upload | None) -> None:
         if upload is None:
             self._ended = taken() if self._upload.resumable else _removed()
             raise self._ended
         self._upload = upload
         self._committed_at = time.monotonic()
-        return upload
 
     def _fail(self, error: BaseException) -> None:
         # Where the segment ends is unknown now, or whether the row was changed: nothing more may be added.

@@ -3,16 +3,12 @@
 from __future__ import annotations
 
 from datetime import datetime
-from typing import Final, Literal
 
-import msgspec
 from pydantic import BaseModel, ConfigDict, Field
 
 from bongsu.db.models import Upload, UploadLog, UploadState
 
-__all__ = ["FEED", "UploadRecord", "changed_event", "channel_of", "deleted_event", "progress_event"]
-
-FEED: Final = "uploads:feed"
+__all__ = ["UploadRecord"]
 
 
 class UploadRecord(BaseModel):
@@ -57,27 +53,3 @@ class UploadRecord(BaseModel):
             metadata=upload.upload_metadata,
             parts=tuple((upload.parts or "").split()),
         )
-
-
-def channel_of(upload_id: str) -> str:
-    """The channel of one upload: its changes of state, and its progress while it is received."""
-    return f"uploads:{upload_id}"
-
-
-def changed_event(record: UploadRecord) -> bytes:
-    """`{"event":"changed","upload":{…}}`: an upload is new or in another state."""
-    return _event("changed", record.model_dump(mode="json"))
-
-
-def deleted_event(upload_id: str) -> bytes:
-    """`{"event":"deleted","upload":{"id":…}}`: an upload is gone, finished or not."""
-    return _event("deleted", {"id": upload_id})
-
-
-def progress_event(upload_id: str, *, size: int, length: int | None) -> bytes:
-    """`{"event":"progress","upload":{"id":…,"size":…,"length":…}}`: bytes have arrived."""
-    return _event("progress", {"id": upload_id, "size": size, "length": length})
-
-
-def _event(name: Literal["changed", "deleted", "progress"], upload: dict[str, object]) -> bytes:
-    return msgspec.json.encode({"event": name, "upload": upload})

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 import random
 import time
-from collections.abc import Awaitable, Callable
 from typing import Final
 
 import structlog
@@ -15,10 +14,10 @@ from sqlmodel import col
 from bongsu.db.models import Upload
 from bongsu.db.session import Database
 from bongsu.uploads import rows
+from bongsu.uploads.events import tell_changed, tell_deleted
 from bongsu.uploads.options import UploadOptions
 from bongsu.uploads.orphans import remove_orphans
 from bongsu.uploads.stores.base import Listable, Store, StoreError, object_key, segment_key
-from bongsu.uploads.tasks import Announce
 
 __all__ = ["Removal"]
 
@@ -29,20 +28,11 @@ _SWEEP: Final = 100  # stale uploads looked at per sweep: the rest waits for the
 
 
 class Removal:
-    """Removes uploads and their bytes. `deleted` tells of one whose row is gone."""
+    """Removes uploads and their bytes."""
 
-    def __init__(
-        self,
-        database: Database,
-        store: Store,
-        announce: Announce,
-        deleted: Callable[[Upload], Awaitable[None]],
-        options: UploadOptions,
-    ) -> None:
+    def __init__(self, database: Database, store: Store, options: UploadOptions) -> None:
         self._database = database
         self._store = store
-        self._announce = announce
-        self._deleted = deleted
         self._options = options
         self._orphans_at = 0.0 if isinstance(store, Listable) else math.inf
 
@@ -57,6 +47,8 @@ class Removal:
             if expired is None:
                 return False
             upload, before, attempts = expired
+            if before != "expired":
+                await tell_changed(session, upload)
             parts = await rows.parts_of(session, upload.id)
         for epoch in range(1, upload.epoch):  # its own is the raised one, which nobody writes
             await self._store.delete(segment_key(upload.id, epoch))
@@ -65,12 +57,11 @@ class Removal:
         for part in parts:
             await self.remove(col(Upload.id) == part)
         if remember and upload.resumable and before != "expired":
-            await self._announce(upload)
             return True
         async with self._database.transaction() as session:
             gone = await rows.forget(session, upload.id)
-        if gone:
-            await self._deleted(upload)
+            if gone:
+                await tell_deleted(session, upload)
         return gone
 
     async def sweep(self) -> None:

@@ -21,10 +21,11 @@ from bongsu.protocol import problems
 from bongsu.protocol.messages import Principal
 from bongsu.protocol.problems import Problem
 from bongsu.uploads import rows
+from bongsu.uploads.events import tell_changed
 from bongsu.uploads.multipart import FileData, FileStart, UploadForm
 from bongsu.uploads.options import UploadOptions
 from bongsu.uploads.receiver import Means, Receiver, Sink, Stored, taken, too_large
-from bongsu.uploads.record import FEED, UploadRecord, changed_event, deleted_event
+from bongsu.uploads.record import UploadRecord
 from bongsu.uploads.removal import Removal
 from bongsu.uploads.stores.base import BATCH, HasRoom, Reader, Store, StoreError
 from bongsu.uploads.tasks import FINISH, FinishUpload
@@ -63,8 +64,8 @@ class AlreadyReceived(Exception):
 class UploadService:
     """Uploads as one replica handles them.
 
-    `publish(channel, json)` is called after the commit of every change of state. It must not raise: an
-    upload is not undone because nobody could be told.
+    `publish(channel, json)` is told of progress, at most once and never in the way: it must not raise.
+    Changes of state go through the outbox, in the transactions that make them.
     """
 
     def __init__(
@@ -89,12 +90,11 @@ class UploadService:
         self._ask = ask
         self._arriving = 0
         self._held: dict[str, Receiver] = {}
-        self._removal = Removal(database, store, self._announce, self._publish_deleted, options)
+        self._removal = Removal(database, store, options)
         self._means = Means(
             database,
             store,
             jobs,
-            self._announce,
             publish,
             options,
             replica,
@@ -104,7 +104,7 @@ class UploadService:
 
     def handlers(self) -> Mapping[str, Handler]:
         """The jobs of uploads, by kind, for this replica's worker."""
-        return {FINISH: FinishUpload(self._database, self._store, self._jobs, self._announce, self._replica)}
+        return {FINISH: FinishUpload(self._database, self._store, self._jobs, self._replica)}
 
     def ring(self) -> None:
         """Wake the worker: the doorbell that runs right after a response."""
@@ -143,7 +143,6 @@ class UploadService:
             )
         )
         try:
-            await self._announce(upload)
             receiver = Receiver(upload, self._means, whole=True)
             self._arriving += 1
             try:
@@ -253,7 +252,6 @@ class UploadService:
             upload = await self._create(draft)
         except AlreadyReceived as again:
             return again.record
-        await self._announce(upload)
         if length != 0:
             return UploadRecord.of(upload, None)
         receiver = Receiver(upload, self._means, whole=True)
@@ -298,13 +296,13 @@ class UploadService:
                 if upload.size > self.options.max_size:
                     raise too_large(self.options.max_size)
                 await self._jobs.add(session, upload_id=upload.id, kind=FINISH)
+                await tell_changed(session, upload)
         except (Problem, IntegrityError):
             # The answer to the first request may have been lost on its way.
             made = await self._made_of(parts, owner)
             if made is None:
                 raise
             return made
-        await self._announce(upload)
         return UploadRecord.of(upload, None)
 
     @asynccontextmanager
@@ -387,7 +385,9 @@ class UploadService:
         while True:
             try:
                 async with self._database.transaction() as session:
-                    return await rows.create(session, draft, self.options)
+                    upload = await rows.create(session, draft, self.options)
+                    await tell_changed(session, upload)
+                    return upload
             except IntegrityError:
                 if draft.idempotency is None:
                     raise
@@ -541,15 +541,6 @@ class UploadService:
         free = None if self._room is None else await self._room.free()
         if free is not None and free - size < self.options.min_free:
             raise Problem(problems.DISK_FULL, "Try again later, or tell the operator.", retry_after=_FULL_FOR)
-
-    async def _announce(self, upload: Upload, entry: UploadLog | None = None) -> None:
-        """Tell `uploads:feed` of a change that has been committed."""
-        if not upload.partial:  # nobody sees a part in the log either
-            await self._publish(FEED, changed_event(UploadRecord.of(upload, entry)))
-
-    async def _publish_deleted(self, upload: Upload) -> None:
-        if not upload.partial:
-            await self._publish(FEED, deleted_event(upload.id))
 
 
 def _check_owner(owner: str | None, principal: Principal) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 from collections.abc import Sequence
-from typing import Final, Protocol
+from typing import Final
 
 import structlog
 from sqlalchemy.ext.asyncio import AsyncSession
@@ -14,19 +14,14 @@ from bongsu.db.models import Upload, UploadLog
 from bongsu.db.session import Database
 from bongsu.jobs.queue import Lease, LeaseLost, Queue
 from bongsu.uploads import rows
+from bongsu.uploads.events import tell_changed
 from bongsu.uploads.stores.base import BATCH, Piece, Store, StoreError, object_key
 
-__all__ = ["FINISH", "Announce", "FinishUpload"]
+__all__ = ["FINISH", "FinishUpload"]
 
 log = structlog.stdlib.get_logger(__name__)
 
 FINISH: Final = "finish"
-
-
-class Announce(Protocol):
-    """Tells the subscribers of a change of state after its commit. Never raises."""
-
-    async def __call__(self, upload: Upload, entry: UploadLog | None = None) -> None: ...
 
 
 class FinishUpload:
@@ -41,33 +36,31 @@ class FinishUpload:
         database: Database,
         store: Store,
         jobs: Queue,
-        announce: Announce,
         replica: str,
     ) -> None:
         self._database = database
         self._store = store
         self._jobs = jobs
-        self._announce = announce
         self._replica = replica
 
     async def run(self, lease: Lease) -> None:
         async with self._database.transaction() as session:
             upload = await rows.process(session, _upload(lease))
-            pieces = await rows.pieces(session, _upload(lease))
-        if upload is None:
-            raise LeaseLost(f"upload {lease.upload_id} is gone")
-        await self._announce(upload)
+            if upload is None:
+                raise LeaseLost(f"upload {lease.upload_id} is gone")
+            pieces = await rows.pieces(session, upload.id)
+            if lease.attempt == 1:
+                await tell_changed(session, upload)
         key = object_key(upload.id, lease.attempt)
         try:
             await self._store.compose(pieces, key)
             sha256 = await self._hash(key, upload)
-            stored, entry = await self._commit(lease, key, sha256)
+            await self._commit(lease, key, sha256)
         except LeaseLost:
             await self._store.delete(key)
             raise
         # Only now: until that commit the segments are what the next attempt starts from.
         await self._clean(pieces, upload.id, before=lease.attempt)
-        await self._announce(stored, entry)
 
     async def _hash(self, key: str, upload: Upload) -> str:
         """SHA-256 of the object in hex. Raises `StoreError` unless it has the upload's size."""
@@ -85,8 +78,8 @@ class FinishUpload:
             await reader.close()
         return digest.hexdigest()
 
-    async def _commit(self, lease: Lease, key: str, sha256: str) -> tuple[Upload, UploadLog]:
-        """The one transaction: job done, upload stored, log row written. Raises `LeaseLost`."""
+    async def _commit(self, lease: Lease, key: str, sha256: str) -> None:
+        """The one transaction: job done, upload stored, log row and event written. Raises `LeaseLost`."""
         async with self._database.transaction() as session:
             await self._jobs.complete(session, lease)
             upload = await rows.store(
@@ -112,7 +105,7 @@ class FinishUpload:
                 attempts=lease.attempt,
             )
             session.add(entry)
-        return upload, entry
+            await tell_changed(session, upload, entry)
 
     async def _clean(self, pieces: Sequence[Piece], upload_id: str, *, before: int) -> None:
         try:
@@ -127,18 +120,17 @@ class FinishUpload:
     async def give_up(self, session: AsyncSession, lease: Lease, error: Exception) -> None:
         # What the store says is fit for the caller; anything else is for the log and the job's row.
         reason = str(error) if isinstance(error, StoreError) else "an unexpected error, see the server's log"
-        await rows.fail(
+        upload = await rows.fail(
             session,
             _upload(lease),
             error=f"Given up after {lease.failures + 1} failures: {reason}.",
             finished_by=self._replica,
         )
+        if upload is not None:
+            await tell_changed(session, upload)
 
     async def gave_up(self, lease: Lease) -> None:
-        async with self._database.session() as session:
-            found = await rows.get(session, _upload(lease))
-        if found is not None:
-            await self._announce(found[0])
+        """Nothing is left to do: the event went with the transaction."""
 
 
 def _upload(lease: Lease) -> str:
