@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 from http import HTTPStatus
-from typing import Final
+from typing import Any, Final
 
 import structlog
 from fastapi import FastAPI, Request
@@ -16,10 +16,10 @@ from starlette.responses import Response
 
 from bongsu.db.session import DatabaseUnavailable
 from bongsu.protocol import problems
-from bongsu.protocol.problems import Problem, ProblemKind
+from bongsu.protocol.problems import MEDIA_TYPE, Problem, ProblemKind
 from bongsu.uploads.stores import StoreError, StoreFull
 
-__all__ = ["ProblemResponse", "install_error_handlers", "problem_of"]
+__all__ = ["ProblemResponse", "install_error_handlers", "problem_of", "problem_responses"]
 
 log = structlog.stdlib.get_logger(__name__)
 
@@ -62,6 +62,18 @@ def problem_of(error: Exception) -> Problem | None:
             log.error("a request was refused: the storage does not work", error=str(error))
             return Problem(problems.STORAGE_UNAVAILABLE, "Try again in a moment.", retry_after=_RETRY_AFTER)
     return None
+
+
+def problem_responses(*kinds: ProblemKind) -> dict[int | str, dict[str, Any]]:
+    """The `responses` of an operation in the OpenAPI document that may end with these problems."""
+    responses: dict[int | str, dict[str, Any]] = {}
+    for kind in kinds:
+        response = responses.setdefault(
+            kind.status, {"description": "", "content": {MEDIA_TYPE: {"schema": {"type": "object"}}}}
+        )
+        separator = "; " if response["description"] else ""
+        response["description"] += f"{separator}{kind.title} (`{kind.code}`)"
+    return responses
 
 
 def install_error_handlers(app: FastAPI) -> None:

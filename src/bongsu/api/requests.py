@@ -1,4 +1,7 @@
-"""Request bodies read as they arrive, and refusals that reach a client which is still sending."""
+"""What the upload endpoints read of a request: its headers, its body as it arrives.
+
+And answers that reach a client which is still sending.
+"""
 
 from __future__ import annotations
 
@@ -7,17 +10,56 @@ import time
 from collections.abc import AsyncIterator
 from typing import Final
 
+from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from bongsu.api.errors import ProblemResponse
 from bongsu.protocol import problems
+from bongsu.protocol.messages import Principal
 from bongsu.protocol.problems import Problem
 
-__all__ = ["Body", "ClientGone", "Early", "Refusal"]
+__all__ = [
+    "IDEMPOTENCY_KEY",
+    "Body",
+    "ClientGone",
+    "Early",
+    "Refusal",
+    "declared_length",
+    "idempotency_key",
+    "owner_of",
+]
+
+_MAX_KEY: Final = 255
+IDEMPOTENCY_KEY: Final = {
+    "name": "Idempotency-Key",
+    "in": "header",
+    "schema": {"type": "string", "maxLength": _MAX_KEY},
+    "description": "Sent again with the same key, the answer is that of the first upload, while it is kept",
+}
+"""The header as a parameter of OpenAPI."""
 
 _LINGER_TIME: Final = 5.0  # seconds
 _LINGER_BYTES: Final = 64 * 1024 * 1024
+
+
+def owner_of(principal: Principal) -> str | None:
+    """Whose an upload of `principal` is; None: the API key's."""
+    return None if principal.trusted and not principal.user else principal.user
+
+
+def declared_length(request: Request) -> int | None:
+    """`Content-Length` in bytes; None without one."""
+    declared = request.headers.get("content-length", "")
+    return int(declared[:20]) if declared.isdecimal() else None
+
+
+def idempotency_key(request: Request) -> str | None:
+    """The header's value. Raises `Problem(BAD_REQUEST)` for one that is empty or too long."""
+    key = request.headers.get("idempotency-key")
+    if key is not None and not 0 < len(key) <= _MAX_KEY:
+        raise Problem(problems.BAD_REQUEST, f"An Idempotency-Key has 1 to {_MAX_KEY} characters.")
+    return key
 
 
 class ClientGone(Exception):

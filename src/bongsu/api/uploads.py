@@ -16,12 +16,21 @@ from pydantic import BaseModel, Field
 from starlette.responses import JSONResponse
 
 from bongsu.api.content import content_response
-from bongsu.api.errors import problem_of
-from bongsu.api.requests import Body, ClientGone, Early, Refusal
+from bongsu.api.errors import problem_of, problem_responses
+from bongsu.api.requests import (
+    IDEMPOTENCY_KEY,
+    Body,
+    ClientGone,
+    Early,
+    Refusal,
+    declared_length,
+    idempotency_key,
+    owner_of,
+)
 from bongsu.db.models import is_id
 from bongsu.protocol import problems
 from bongsu.protocol.messages import Principal
-from bongsu.protocol.problems import MEDIA_TYPE, Problem, ProblemKind
+from bongsu.protocol.problems import Problem
 from bongsu.uploads.multipart import FIELD, MAX_OVERHEAD
 from bongsu.uploads.names import clean_content_type, clean_filename
 from bongsu.uploads.receiver import too_large
@@ -81,28 +90,7 @@ _BYTES: Final[dict[str, Any]] = {
     }
 }
 
-_MAX_KEY: Final = 255
-_IDEMPOTENCY_KEY: Final = {
-    "name": "Idempotency-Key",
-    "in": "header",
-    "schema": {"type": "string", "maxLength": _MAX_KEY},
-    "description": "Sent again with the same key, the answer is that of the first upload, while it is kept",
-}
-
-
-def _problems(*kinds: ProblemKind) -> dict[int | str, dict[str, Any]]:
-    """The `responses` of OpenAPI for these problems."""
-    responses: dict[int | str, dict[str, Any]] = {}
-    for kind in kinds:
-        response = responses.setdefault(
-            kind.status, {"description": "", "content": {MEDIA_TYPE: {"schema": {"type": "object"}}}}
-        )
-        separator = "; " if response["description"] else ""
-        response["description"] += f"{separator}{kind.title} (`{kind.code}`)"
-    return responses
-
-
-_REFUSED: Final = _problems(
+_REFUSED: Final = problem_responses(
     problems.FILE_FIELD_MISSING,
     problems.FILE_NAME_MISSING,
     problems.MULTIPART_MALFORMED,
@@ -159,9 +147,9 @@ def uploads_router(service: UploadService, authorize: Callable[..., Awaitable[Pr
             return await service.receive_form(
                 aiter(body),
                 content_type=request.headers.get("content-type", ""),
-                owner=_owner(principal),
-                bound=_declared_length(request),
-                idempotency_key=_idempotency_key(request),
+                owner=owner_of(principal),
+                bound=declared_length(request),
+                idempotency_key=idempotency_key(request),
             )
 
         return await answered(request, background, receiving, accept)
@@ -187,7 +175,7 @@ def uploads_router(service: UploadService, authorize: Callable[..., Awaitable[Pr
         "/uploads",
         status_code=202,
         response_model=UploadAccepted,
-        openapi_extra={**_FORM, "parameters": [_IDEMPOTENCY_KEY]},
+        openapi_extra={**_FORM, "parameters": [IDEMPOTENCY_KEY]},
         responses=_REFUSED,
     )
     async def create_upload(request: Request, principal: Caller, background: BackgroundTasks) -> Response:
@@ -198,8 +186,8 @@ def uploads_router(service: UploadService, authorize: Callable[..., Awaitable[Pr
         "/uploads",
         status_code=202,
         response_model=UploadAccepted,
-        openapi_extra={**_BYTES, "parameters": [_IDEMPOTENCY_KEY]},
-        responses=_REFUSED | _problems(problems.BAD_REQUEST),
+        openapi_extra={**_BYTES, "parameters": [IDEMPOTENCY_KEY]},
+        responses=_REFUSED | problem_responses(problems.BAD_REQUEST),
     )
     async def put_upload(
         request: Request,
@@ -220,14 +208,14 @@ def uploads_router(service: UploadService, authorize: Callable[..., Awaitable[Pr
                 aiter(body),
                 filename=name,
                 content_type=clean_content_type(request.headers.get("content-type", "")),
-                owner=_owner(principal),
-                length=_declared_length(request),
-                idempotency_key=_idempotency_key(request),
+                owner=owner_of(principal),
+                length=declared_length(request),
+                idempotency_key=idempotency_key(request),
             )
 
         return await answered(request, background, receiving, _located)
 
-    @router.get("/uploads", responses=_problems(problems.VALIDATION, problems.DATABASE_UNAVAILABLE))
+    @router.get("/uploads", responses=problem_responses(problems.VALIDATION, problems.DATABASE_UNAVAILABLE))
     async def list_uploads(
         principal: Caller,
         limit: Annotated[int, Query(ge=1, le=200)] = 50,
@@ -238,7 +226,7 @@ def uploads_router(service: UploadService, authorize: Callable[..., Awaitable[Pr
         shown = records[:limit]
         return UploadPage(uploads=shown, next=_encoded(shown[-1]) if len(records) > limit else None)
 
-    @router.get("/uploads/{upload_id}", responses=_problems(problems.NOT_FOUND))
+    @router.get("/uploads/{upload_id}", responses=problem_responses(problems.NOT_FOUND))
     async def get_upload(upload_id: str, principal: Caller) -> UploadRecord:
         """One upload: how far it is, and once stored its hash and times."""
         return await service.get(upload_id)
@@ -256,13 +244,17 @@ def uploads_router(service: UploadService, authorize: Callable[..., Awaitable[Pr
         responses={
             200: {"description": "The file", "content": {"application/octet-stream": {}}},
             206: {"description": "The part of it that was asked for"},
-            **_problems(problems.NOT_FOUND, problems.UPLOAD_NOT_STORED, problems.RANGE_NOT_SATISFIABLE),
+            **problem_responses(
+                problems.NOT_FOUND, problems.UPLOAD_NOT_STORED, problems.RANGE_NOT_SATISFIABLE
+            ),
         },
     )
     router.add_api_route("/uploads/{upload_id}/content", content, methods=["HEAD"], include_in_schema=False)
 
     @router.delete(
-        "/uploads/{upload_id}", status_code=204, responses=_problems(problems.FORBIDDEN, problems.NOT_FOUND)
+        "/uploads/{upload_id}",
+        status_code=204,
+        responses=problem_responses(problems.FORBIDDEN, problems.NOT_FOUND),
     )
     async def delete_upload(upload_id: str, principal: Caller) -> Response:
         """Remove an upload and its file. What was logged about it stays in the database."""
@@ -285,26 +277,10 @@ def _located(accepted: UploadAccepted) -> Response:
     return JSONResponse(accepted.model_dump(), 202, {"location": accepted.status_url})
 
 
-def _owner(principal: Principal) -> str | None:
-    return None if principal.trusted and not principal.user else principal.user
-
-
-def _declared_length(request: Request) -> int | None:
-    declared = request.headers.get("content-length", "")
-    return int(declared[:20]) if declared.isdecimal() else None
-
-
 def _check_length(request: Request, bound: int, limit: int) -> None:
     """Refuse before reading when the declared length leaves no doubt: the form around a file is bounded."""
-    if (_declared_length(request) or 0) > bound:
+    if (declared_length(request) or 0) > bound:
         raise too_large(limit)
-
-
-def _idempotency_key(request: Request) -> str | None:
-    key = request.headers.get("idempotency-key")
-    if key is not None and not 0 < len(key) <= _MAX_KEY:
-        raise Problem(problems.BAD_REQUEST, f"An Idempotency-Key has 1 to {_MAX_KEY} characters.")
-    return key
 
 
 def _encoded(record: UploadRecord) -> str:
