@@ -24,6 +24,7 @@ from bongsu.api.errors import install_error_handlers
 from bongsu.api.health import health_router
 from bongsu.api.openapi import SECURITY, paths
 from bongsu.api.server import ServerApi
+from bongsu.api.tus import tus_router
 from bongsu.api.uploads import uploads_router
 from bongsu.auth import TokenVerifier
 from bongsu.brokers import Broker, adapt, broker_from_url
@@ -54,6 +55,7 @@ from bongsu.transports.sockets import answer, refuse
 from bongsu.transports.streaming import EVENTS, LINES, StreamTransport
 from bongsu.transports.unidirectional import UnidirectionalStreamTransport, UnidirectionalWebSocketTransport
 from bongsu.transports.websocket import WebSocketTransport
+from bongsu.uploads import tus
 from bongsu.uploads.service import UploadService
 from bongsu.uploads.stores import store_from_url
 from bongsu.web.routes import web_router
@@ -170,12 +172,13 @@ class Bongsu:
                 allow_credentials=True,
                 allow_methods=["*"],
                 allow_headers=["*"],
-                expose_headers=["Location", "Content-Disposition", "X-Bongsu-Replica"],
+                expose_headers=[*tus.EXPOSED_HEADERS, "Content-Disposition", "X-Bongsu-Replica"],
             )
         app.include_router(
             health_router(self.node, [self._worker, self._relay], dev=self.settings.dev, version=__version__)
         )
         app.include_router(uploads_router(self._uploads, self._authorize))
+        app.include_router(tus_router(self._uploads, self._authorize))
         app.include_router(
             web_router(
                 title="Bongsu", version=__version__, replica=self.settings.replica, dev=self.settings.dev

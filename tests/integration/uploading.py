@@ -15,6 +15,7 @@ import uvicorn
 from fastapi import FastAPI, Request
 
 from bongsu.api.errors import install_error_handlers
+from bongsu.api.tus import tus_router
 from bongsu.api.uploads import uploads_router
 from bongsu.brokers.base import Relayed
 from bongsu.db.migrate import migrate
@@ -129,6 +130,7 @@ async def serving(
     app = FastAPI()
     install_error_handlers(app)
     app.include_router(uploads_router(service, _authorize))
+    app.include_router(tus_router(service, _authorize))
     # A test that failed may hold its connections open; without a bound uvicorn would wait for them for ever.
     config = uvicorn.Config(
         app, port=0, ws="none", lifespan="off", log_config=None, timeout_graceful_shutdown=5
