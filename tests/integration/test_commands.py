@@ -13,12 +13,15 @@ import subprocess
 import sys
 from asyncio.subprocess import PIPE, Process
 from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import asynccontextmanager, suppress
+from contextlib import asynccontextmanager, contextmanager, suppress
 from pathlib import Path
 
 import httpx
 import pytest
+from tests.faults import Fault, FaultProxy
 from tests.servers import BONGSU, RunningServer, free_port
+
+from bongsu.cli.unfinished import Unfinished, fingerprint
 
 StartServer = Callable[..., RunningServer]
 HMAC_SECRET = "0123456789abcdef0123456789abcdef"
@@ -38,6 +41,8 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningServer]:
 
 def environment(server: RunningServer | None, **more: str) -> dict[str, str]:
     """The environment of a client command: none of our variables but those given here."""
+    # Where nothing is remembered that was not remembered for a test.
+    more.setdefault("XDG_STATE_HOME", os.devnull)
     inherited = {name: value for name, value in os.environ.items() if not name.startswith("BONGSU_")}
     ours = {} if server is None else {"BONGSU_URL": server.url, "BONGSU_API_KEY": server.api_key}
     return {**inherited, **ours, **more}
@@ -320,6 +325,82 @@ try:
 finally:
     print(re.search("VmHWM:[^0-9]*([0-9]+)", open("/proc/self/status").read())[1])
 """
+
+
+@contextmanager
+def stalling(server: RunningServer) -> Iterator[FaultProxy]:
+    """A line to `server` whose first connection stands still after 16 MiB."""
+    with FaultProxy(server.port) as line:
+        line.break_next(Fault("stall", after=16 * 2**20))
+        yield line
+
+
+async def stalled(line: FaultProxy) -> None:
+    async with asyncio.timeout(_DEADLINE):
+        while line.happened == 0:  # noqa: ASYNC110  # the proxy lives in a thread and tells nobody
+            await asyncio.sleep(0.01)
+
+
+async def test_an_upload_that_is_interrupted_goes_on_where_it_was(
+    bongsu_server: StartServer, tmp_path: Path
+) -> None:
+    """setup: an upload that hangs in the middle. do: Ctrl-C; the same again. expect: one upload, whole."""
+    server = bongsu_server()
+    file = tmp_path / "large.bin"
+    file.write_bytes(os.urandom(24 * 2**20))
+    with stalling(server) as line:
+        env = environment(server, BONGSU_URL=line.url, XDG_STATE_HOME=str(tmp_path / "state"))
+        process = await asyncio.create_subprocess_exec(
+            BONGSU, "upload", str(file), env=env, stdout=PIPE, stderr=PIPE
+        )
+        await stalled(line)
+        process.send_signal(signal.SIGINT)
+        async with asyncio.timeout(_DEADLINE):
+            out, err = await process.communicate()
+        assert (process.returncode, out) == (130, b"")
+        assert b"goes on where it was" in err
+        carried = line.carried
+        code, printed, err_again = await run("upload", str(file), env=env)
+        assert (code, err_again) == (0, "")
+        # The last third and what had not been committed; the whole file would be 24 MiB.
+        assert line.carried - carried < 17 * 2**20
+    assert printed.split()[1:4] == ["stored", str(24 * 2**20), hashlib.sha256(file.read_bytes()).hexdigest()]
+    assert [path for path in (tmp_path / "state").rglob("*") if path.is_file()] == []
+    async with httpx.AsyncClient(base_url=server.url) as client:
+        assert len((await client.get("/uploads")).json()["uploads"]) == 1
+
+
+async def test_an_upload_whose_server_dies_goes_on_by_itself(
+    bongsu_server: StartServer, tmp_path: Path
+) -> None:
+    server = bongsu_server()
+    file = tmp_path / "large.bin"
+    file.write_bytes(os.urandom(24 * 2**20))
+    with stalling(server) as line:
+        env = environment(server, BONGSU_URL=line.url)
+        uploading = asyncio.create_task(run("upload", str(file), env=env))
+        await stalled(line)
+        await asyncio.to_thread(server.kill)
+        line.break_open("reset")
+        await asyncio.to_thread(server.start)
+        code, out, err = await uploading
+    assert (code, err) == (0, "")
+    assert out.split()[1:4] == ["stored", str(24 * 2**20), hashlib.sha256(file.read_bytes()).hexdigest()]
+
+
+async def test_an_upload_that_its_server_has_forgotten_begins_anew(
+    server: RunningServer, tmp_path: Path
+) -> None:
+    file = tmp_path / "a.txt"
+    file.write_text("hello")
+    remembered = Unfinished(tmp_path / "state" / "bongsu" / "uploads")
+    # As the command sees the address: with the slash that its client adds.
+    remembered.keep(fingerprint(f"{server.url}/", file), "/files/" + "0" * 32)
+    code, out, err = await run(
+        "upload", str(file), env=environment(server, XDG_STATE_HOME=str(tmp_path / "state"))
+    )
+    assert (code, err) == (0, "")
+    assert out.split()[1] == "stored"
 
 
 async def test_migrate_hides_the_password_of_a_database_that_is_not_there() -> None:
