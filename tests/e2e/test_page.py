@@ -215,7 +215,59 @@ async def test_progress_is_shown_while_a_file_leaves_and_can_be_cancelled(
     await expect(visit.page.locator("#transfers .detail")).to_contain_text("/ 1.9 MiB")
     await visit.page.get_by_role("button", name="Cancel").click()
     await expect(visit.page.locator("#transfers li")).to_have_count(0)
+    # On the server, too.
+    await expect(visit.page.locator("#log tbody tr")).to_have_count(0)
     assert visit.errors == []
+
+
+async def begun(visit: Visit, file: Path) -> str:
+    """Choose `file`; its address, once part of it has left and the server keeps some."""
+    await throttle(visit.page, bytes_per_second=4_000_000)
+    async with visit.page.expect_response("**/files/") as created:
+        await visit.page.locator("#files").set_input_files(file)
+    address = str((await (await created.value).all_headers())["location"])
+    await visit.page.wait_for_function("() => document.querySelector('#transfers progress')?.value > 0.1")
+    return address
+
+
+async def test_a_file_that_was_interrupted_goes_on_when_it_is_chosen_again(
+    visitors: Visitors, bongsu_server: StartServer, tmp_path: Path
+) -> None:
+    """setup: half a file has left. do: reload the page, choose the file again. expect: the same upload."""
+    server = bongsu_server()
+    visit = await live(visitors, server)
+    file = tmp_path / "large.bin"
+    content = bytes(range(256)) * 4096 * 8
+    await asyncio.to_thread(file.write_bytes, content)
+    address = await begun(visit, file)
+    await visit.page.reload()
+    await connected(visit.page)
+    await throttle(visit.page, bytes_per_second=-1)
+    async with visit.page.expect_request(lambda request: request.method == "PATCH") as going_on:
+        await visit.page.locator("#files").set_input_files(file)
+    going = await going_on.value
+    assert going.url.endswith(address)
+    assert int(going.headers["upload-offset"]) > 0
+    assert await stored_hash(visit.page, "large.bin") == hashlib.sha256(content).hexdigest()
+    await expect(visit.page.locator("#log tbody tr")).to_have_count(1)
+    assert await visit.page.evaluate("Object.keys(localStorage)") == []
+
+
+async def test_a_file_goes_on_by_itself_after_its_server_died(
+    visitors: Visitors, bongsu_server: StartServer, tmp_path: Path
+) -> None:
+    server = bongsu_server()
+    visit = await live(visitors, server)
+    file = tmp_path / "large.bin"
+    content = bytes(range(256)) * 4096 * 8
+    await asyncio.to_thread(file.write_bytes, content)
+    await begun(visit, file)
+    server.kill()
+    await expect(visit.page.locator("#transfers .detail")).to_contain_text("trying again")
+    await throttle(visit.page, bytes_per_second=-1)
+    server.start()
+    assert await stored_hash(visit.page, "large.bin") == hashlib.sha256(content).hexdigest()
+    await expect(visit.page.locator("#log tbody tr")).to_have_count(1)
 
 
 async def test_a_refused_file_says_why_in_the_servers_words(
@@ -223,7 +275,7 @@ async def test_a_refused_file_says_why_in_the_servers_words(
 ) -> None:
     server = bongsu_server(BONGSU_UPLOAD__MAX_SIZE="1000")
     visit = await live(visitors, server)
-    async with visit.page.expect_response("**/upload-file/") as answered:
+    async with visit.page.expect_response("**/files/") as answered:
         await visit.page.locator("#files").set_input_files([payload("large.bin", b"x" * 5000)])
     problem = await (await answered.value).json()
     assert problem["code"] == "upload_too_large"

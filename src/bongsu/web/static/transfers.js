@@ -1,10 +1,8 @@
-// Sending files: `POST upload-file/`, a few at a time, each with its progress bar.
-// XMLHttpRequest, because fetch still cannot tell how much of a body has left.
+// Sending files, a few at a time, each with its progress bar. What was interrupted goes on where it was.
 
-import { authorization } from "./credentials.js";
 import { byId, element } from "./dom.js";
 import { bytes } from "./format.js";
-import { ProblemError } from "./http.js";
+import { TusUpload } from "./tus.js";
 
 const AT_ONCE = 2; // a browser opens six connections to one server; the page needs some of them itself
 const MOST = 100; // files listed at a time
@@ -37,7 +35,7 @@ export function transfers({ onAccepted }) {
       element("span", { class: "buttons" }),
       element("progress", { max: "1", value: "0", "aria-label": file.name }),
       element("span", { class: "detail", text: `기다리는 중 waiting · ${bytes(file.size)}` }));
-    const transfer = { file, row, request: null };
+    const transfer = { file, row, upload: null };
     buttons(transfer, ["취소 Cancel", () => cancel(transfer)]);
     list.append(row);
     queue.push(transfer);
@@ -55,38 +53,34 @@ export function transfers({ onAccepted }) {
     while (running < AT_ONCE && queue.length > 0) send(queue.shift());
   }
 
-  function send(transfer) {
+  async function send(transfer) {
     const { file, row } = transfer;
-    const request = new XMLHttpRequest();
-    transfer.request = request;
+    const detail = row.querySelector(".detail");
     running += 1;
-    request.open("POST", new URL("upload-file/", document.baseURI));
-    for (const [name, value] of Object.entries(authorization())) request.setRequestHeader(name, value);
-    request.upload.onprogress = ({ loaded, total }) => {
-      row.querySelector("progress").value = total ? loaded / total : 0;
-      row.querySelector(".detail").textContent = `${bytes(loaded)} / ${bytes(total)}`;
-    };
-    request.onload = () => answered(transfer, request);
-    request.onerror = () => failed(transfer, "연결이 끊겼거나 파일을 읽을 수 없습니다. The connection broke, or the file cannot be read.");
-    request.onloadend = () => {
+    transfer.upload = new TusUpload(file, {
+      onProgress(sent) {
+        row.querySelector("progress").value = file.size ? sent / file.size : 1;
+        detail.textContent = `${bytes(sent)} / ${bytes(file.size)}`;
+      },
+      onTrouble(reason) {
+        detail.textContent = `${reason.message} 다시 시도하는 중 trying again…`;
+      },
+    });
+    try {
+      accept(transfer, await transfer.upload.send());
+    } catch (error) {
+      if (error.name !== "AbortError") failed(transfer, reasonOf(error));
+    } finally {
       running -= 1;
       pump();
-    };
-    const form = new FormData();
-    form.append("file", file, file.name);
-    request.send(form);
+    }
   }
 
-  function answered(transfer, request) {
-    if (request.status !== 200) {
-      failed(transfer, new ProblemError(request.status, request.responseText).message);
-      return;
-    }
-    const { id, message } = JSON.parse(request.responseText);
-    transfer.row.querySelector("progress").value = 1;
-    transfer.row.querySelector(".detail").textContent = message;
-    buttons(transfer);
-    accepted.set(id, transfer.row);
+  function accept({ row }, id) {
+    row.querySelector("progress").value = 1;
+    row.querySelector(".detail").textContent = "파일 업로드 중...";
+    buttons({ row });
+    accepted.set(id, row);
     onAccepted(id);
   }
 
@@ -99,11 +93,15 @@ export function transfers({ onAccepted }) {
       ["닫기 Dismiss", () => row.remove()]);
   }
 
-  function cancel(transfer) {
+  async function cancel(transfer) {
     const place = queue.indexOf(transfer);
     if (place !== -1) queue.splice(place, 1);
-    transfer.request?.abort();
     transfer.row.remove();
+    try {
+      await transfer.upload?.cancel();
+    } catch (failure) {
+      error.textContent = `서버에서 지우지 못했습니다. It could not be removed from the server: ${failure.message}`;
+    }
   }
 
   input.addEventListener("change", () => {
@@ -134,4 +132,9 @@ export function transfers({ onAccepted }) {
       accepted.delete(id);
     },
   };
+}
+
+function reasonOf(error) {
+  const unreadable = error.name === "NotReadableError" || error.name === "NotFoundError";
+  return unreadable ? "파일을 읽을 수 없습니다. The file cannot be read." : error.message;
 }
