@@ -61,7 +61,6 @@ class Hub:
         self._delivering = False
         self._broker_paused = False
         self._to_close: list[tuple[Client, Disconnect]] = []
-        self._lost: list[tuple[Client, str]] = []
         self._watched: set[Client] = set()
         self._watch_timer: asyncio.TimerHandle | None = None
         self.healer = Healer(broker, self)
@@ -226,8 +225,7 @@ class Hub:
 
     def lose(self, channel: Channel) -> None:
         """Tell everybody who must not miss anything that they have; the channel's position is unknown now."""
-        self._mark_lost(channel)
-        channel.forget_position()
+        self._lose_place(channel)
         self._flush()
 
     def _follow(self, channel: Channel, messages: list[Publication | Join | Leave]) -> None:
@@ -267,11 +265,14 @@ class Hub:
             return
         previous = channel.ring[-1] if channel.ring else None
         count = 0
-        for variant, group in list(channel.groups.items()):
+        moved: list[tuple[Variant, Variant]] = []
+        for variant, group in channel.groups.items():
             count += len(group)
             self._send(channel, group, variant, run, previous)
             if (then := variant.after(run)) is not variant:
-                channel.regroup(variant, then)
+                moved.append((variant, then))
+        for variant, then in moved:  # not before all are served: the next group may be the one they move to
+            channel.regroup(variant, then)
         for client, joining in list(channel.joining.items()):
             self._keep(channel, client, joining, run)
         if channel.followed:
@@ -303,16 +304,16 @@ class Hub:
     def _settle_epoch(self, channel: Channel, epoch: str) -> None:
         """The stream is of `epoch` now: whoever followed another one has lost its place."""
         if channel.followed and channel.epoch != epoch:
-            self._mark_lost(channel)
-            channel.forget_position()
+            self._lose_place(channel)
 
-    def _mark_lost(self, channel: Channel) -> None:
-        for variant, group in channel.groups.items():
-            if variant.positioned:
-                self._lost.extend((client, channel.name) for client in group)
-        self._lost.extend(
-            (client, channel.name) for client, one in channel.joining.items() if one.admitted and one.offset
-        )
+    def _lose_place(self, channel: Channel) -> None:
+        """Tell them at once: what comes next is of a stream that they do not follow, and not for them."""
+        lost = [client for variant, group in channel.groups.items() if variant.positioned for client in group]
+        lost += [client for client, one in channel.joining.items() if one.admitted and one.offset]
+        channel.forget_position()
+        for client in lost:
+            if client.lost_position is not None:
+                client.lost_position(channel.name)
 
     def _dispatch_presence(self, channel: Channel, message: Join | Leave) -> None:
         for variant, group in channel.groups.items():
@@ -443,15 +444,11 @@ class Hub:
                 self._broker.resume()
 
     def _settle_accounts(self) -> None:
-        """Close and tell whom the fan-out could not: it must not change the groups it walks through."""
+        """Close whom the fan-out could not: it must not change the groups it walks through."""
         to_close, self._to_close = self._to_close, []
         for client, disconnect in to_close:
             self._watched.discard(client)
             client.close(disconnect)
-        lost, self._lost = self._lost, []
-        for client, name in lost:
-            if client.lost_position is not None:
-                client.lost_position(name)
 
     # Slow clients
 

@@ -290,6 +290,38 @@ async def test_a_client_that_joins_for_too_long_is_slow(
     assert socket.closed == (3008, "slow")
 
 
+async def test_who_follows_a_stream_is_told_of_its_end_and_sent_nothing_of_the_next(world: World) -> None:
+    """The client would take offset 1 of the new epoch for what follows its own position."""
+    client, socket = world.client()
+
+    def lost(name: str) -> None:
+        world.hub.leave(channel, client)
+        client.emit(b"lost " + name.encode())
+
+    client.lost_position = lost
+    channel = await world.live("news", client, Lines(b" ", positioned=True))
+    first = envelope.encode(Publication(b"old", offset=1, epoch="aaaaaaaa"))
+    second = envelope.encode(Publication(b"new", offset=1, epoch="bbbbbbbb"))
+    world.hub.deliver([("news", first), ("news", second)])
+    assert socket.text() == b"old lost news"
+
+
+async def test_who_moves_into_another_group_in_mid_delivery_is_not_served_twice(world: World) -> None:
+    """A delta subscriber does after its first publication; the others, who have had theirs, came before it or
+    not."""
+    later = Lines(b" later ")
+    first = Lines(b" first ")
+    first.after = lambda publications: later  # type: ignore[method-assign]
+    new, new_socket = world.client()
+    old, old_socket = world.client()
+    await world.live("news", new, first)
+    await world.live("news", old, later)
+    world.batch(("news", b"1"))
+    world.batch(("news", b"2"))
+    assert new_socket.text() == b"1 first 2 later "
+    assert old_socket.text() == b"1 later 2 later "
+
+
 async def test_a_long_fan_out_is_sliced_pauses_the_broker_and_keeps_the_order(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
