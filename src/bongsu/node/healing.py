@@ -111,6 +111,8 @@ class Healer:
         held, channel.held = channel.held or [], None
         channel.checked_at = time.monotonic()
         self._tasks.pop(channel, None)
+        if missing is None and _follows(channel, held):
+            missing = []  # only late: a burst longer than the history, which was on its way
         if missing is None or len(held) > MAX_HELD:
             self.given_up += 1
             log.warning("a gap could not be filled", channel=channel.name, epoch=channel.epoch)
@@ -148,3 +150,9 @@ class Healer:
                 return found
             if not page.publications or len(found) > MAX_MISSING:
                 return None
+
+
+def _follows(channel: Channel, messages: Messages) -> bool:
+    """Whether `messages` go on where the channel stands."""
+    first = next((one for one in messages if isinstance(one, Publication) and one.offset), None)
+    return first is not None and first.epoch == channel.epoch and first.offset <= channel.offset + 1

@@ -382,8 +382,10 @@ class Subscriptions:
             return errors.ERROR_UNRECOVERABLE_POSITION if request.reject_unrecovered else None
         result.recovered, result.offset = True, request.offset
         result.publications = self._wire(subscription, recovery.publications)
-        # What the client has now is the last publication of the stream: the next one may be a patch to it.
-        subscription.variant = subscription.variant._replace(chained=subscription.variant.delta)
+        if recovery.publications:
+            # The client has the last publication of the stream now: the next one may be a patch to it. With
+            # none, its position may be one that it was only told when it subscribed.
+            subscription.variant = subscription.variant._replace(chained=subscription.variant.delta)
         return None
 
     def _from_ring(
