@@ -297,6 +297,111 @@ async def test_a_disk_that_fails_in_the_middle_is_a_clear_error_and_leaves_nothi
     assert (await rows(server), server.kept_files()) == (0, [])
 
 
+async def test_a_raw_body_is_a_file_too(serve: Serve, client: httpx.AsyncClient, tmp_path: Path) -> None:
+    server = await serve()
+    content = os.urandom(2 * MIB + 3)
+    source = tmp_path / "f"
+    await asyncio.to_thread(source.write_bytes, content)
+    url = f"{server.url}/uploads?filename=%ED%8C%8C%EC%9D%BC.bin"
+    whole = json.loads(await curl("-T", str(source), url))
+    chunked = json.loads(await curl("-T", str(source), "-H", "Transfer-Encoding: chunked", url))
+    for answer in (whole, chunked):
+        upload = await server.stored(answer["id"])
+        assert (upload["filename"], upload["size"]) == ("파일.bin", len(content))
+        assert upload["sha256"] == hashlib.sha256(content).hexdigest()
+    response = await client.put(url, content=b"x", headers={"content-type": "Text/Plain; charset=utf-8"})
+    assert (response.status_code, response.headers["location"]) == (202, response.json()["status_url"])
+    assert (await server.stored(response.json()["id"]))["content_type"] == "text/plain"
+
+
+async def test_a_raw_body_without_a_name_or_that_is_a_part_is_refused(
+    serve: Serve, client: httpx.AsyncClient
+) -> None:
+    server = await serve(options=UploadOptions(max_size=1000))
+    for query, headers, size, code in (
+        ("", {}, 1, "file_name_missing"),
+        ("filename=%2F", {}, 1, "file_name_missing"),
+        ("filename=a", {"content-range": "bytes 0-0/5"}, 1, "bad_request"),
+        ("filename=a", {"idempotency-key": ""}, 1, "bad_request"),
+        ("filename=a", {}, 1001, "upload_too_large"),
+    ):
+        response = await client.put(f"{server.url}/uploads?{query}", content=bytes(size), headers=headers)
+        assert response.json()["code"] == code
+    assert (await rows(server), server.kept_files()) == (0, [])
+
+
+async def test_a_request_that_is_sent_again_with_its_key_is_answered_as_the_first_was(
+    serve: Serve, client: httpx.AsyncClient
+) -> None:
+    """The first answer was lost on its way: its client cannot know whether the file arrived."""
+    first, second = await serve(replica="r1"), await serve(replica="r2")
+
+    async def put(server: UploadServer, key: str, who: str = "") -> httpx.Response:
+        headers = {"idempotency-key": key, "x-who": who}
+        return await client.put(f"{server.url}/uploads?filename=a", content=b"once", headers=headers)
+
+    async def post(server: UploadServer, key: str) -> httpx.Response:
+        headers = {"idempotency-key": key}
+        return await client.post(f"{server.url}/uploads", **form(bytes(3 * MIB)), headers=headers)
+
+    answers = [await put(first, "k"), await put(second, "k")]
+    assert [answer.status_code for answer in answers] == [202, 202]
+    assert answers[0].json() == answers[1].json()
+    await first.stored(answers[0].json()["id"])
+    assert (await put(second, "k")).json() == answers[0].json()
+    forms = [(await post(first, "l")).json(), (await post(second, "l")).json()]
+    assert forms[0] == forms[1] != answers[0].json()
+    await put(first, "k", "ann")
+    assert await rows(first) == 3
+
+
+async def test_who_is_over_the_quota_is_told_before_the_file_is_read(
+    serve: Serve, client: httpx.AsyncClient
+) -> None:
+    server = await serve(options=UploadOptions(user_quota=10_000))
+    kept = (await client.put(f"{server.url}/uploads?filename=a", content=bytes(6000))).json()["id"]
+    response = await client.put(f"{server.url}/uploads?filename=a", content=bytes(6000))
+    assert (response.status_code, response.json()["code"]) == (413, "quota_exceeded")
+    assert response.json()["limit"] == 10_000
+    assert (await client.post(f"{server.url}/uploads", **form(bytes(6000)))).status_code == 413
+    await server.stored(kept)
+    assert (await client.delete(f"{server.url}/uploads/{kept}")).status_code == 204
+    assert (await client.post(f"{server.url}/uploads", **form(bytes(6000)))).status_code == 202
+
+
+async def test_below_the_watermark_uploads_wait(serve: Serve, client: httpx.AsyncClient) -> None:
+    server = await serve(options=UploadOptions(min_free=2**62))
+    for sending in (
+        client.put(f"{server.url}/uploads?filename=a", content=b"x"),
+        client.post(f"{server.url}/upload-file/", **form(b"x")),
+    ):
+        response = await sending
+        assert (response.status_code, response.json()["code"]) == (507, "disk_full")
+        assert int(response.headers["retry-after"]) > 0
+    assert (await rows(server), server.kept_files()) == (0, [])
+
+
+async def test_a_body_that_trickles_is_given_up_and_leaves_nothing(serve: Serve) -> None:
+    server = await serve(options=UploadOptions(read_timeout=0.5, min_rate=100))
+    reader, writer = await asyncio.open_connection("127.0.0.1", server.port)
+    writer.write(b"PUT /uploads?filename=a HTTP/1.1\r\nHost: x\r\nContent-Length: 9000000\r\n\r\n")
+
+    async def trickle() -> None:
+        while True:
+            writer.write(b"x")
+            await asyncio.sleep(0.02)
+
+    trickling = asyncio.create_task(trickle())
+    async with asyncio.timeout(30):
+        answer = await reader.readuntil(b"}")
+    trickling.cancel()
+    writer.close()
+    assert answer.startswith(b"HTTP/1.1 408")
+    assert b'"request_timeout"' in answer
+    await server.deleted()
+    assert (await rows(server), server.kept_files()) == (0, [])
+
+
 async def test_the_log_is_paged_newest_first_without_gaps_while_it_grows(
     serve: Serve, client: httpx.AsyncClient
 ) -> None:
