@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import ClassVar, Final, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
@@ -269,7 +270,10 @@ class Channels:
             BROADCAST, without_namespace.model_copy(update=_OPEN_TO_WHOEVER_CONNECTS)
         )
 
-    def rules(self, channel: str) -> ChannelRules:
+        # Read out of a name once, and one object for all who use the channel.
+        self.rules = lru_cache(maxsize=65536)(self._rules)
+
+    def _rules(self, channel: str) -> ChannelRules:
         """What holds for `channel`. Raises `BadChannelName`, `UnknownNamespace`, in the protocol's order."""
         if channel == BROADCAST:
             return self._broadcast

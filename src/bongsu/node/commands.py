@@ -5,6 +5,7 @@ Source: the Centrifuge client protocol, §4.5, §6.3, §8.1, §12.3.
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Coroutine
 from typing import TYPE_CHECKING, Any
 
@@ -161,6 +162,7 @@ async def _rpc(connection: Connection, request: RPCRequest) -> RPCResult | Error
     handler = handlers.get(request.method)
     if handler is None:
         return errors.ERROR_METHOD_NOT_FOUND
+    await asyncio.sleep(0)  # whatever the handler does, it may count on a task of its own
     try:
         return RPCResult(await handler(Caller(connection.user, connection.id), request.data))
     except RpcError as error:
@@ -175,6 +177,7 @@ async def _message(connection: Connection, request: SendRequest) -> None:
     if handler is None:
         connection.close(errors.NOT_AVAILABLE)
         return
+    await asyncio.sleep(0)  # as above
     try:
         await handler(Caller(connection.user, connection.id), request.data)
     except Exception:  # as above; there is nobody to answer

@@ -9,6 +9,7 @@ change nothing here let what comes after them begin, once they have begun themse
 from __future__ import annotations
 
 import asyncio
+import math
 import random
 import time
 from collections import deque
@@ -24,6 +25,7 @@ from bongsu.node import commands
 from bongsu.node.client import Client, Socket
 from bongsu.node.services import Services
 from bongsu.node.subscriptions import ConnectRefused, Ended, Subscriptions
+from bongsu.node.tasks import begin
 from bongsu.node.variants import Form
 from bongsu.protocol import errors
 from bongsu.protocol.actions import (
@@ -108,6 +110,8 @@ class Connection:
         self._aside = 0  # commands that wait for their answers and hold up nobody
         self._reading = True
         self._unasked = 0
+        self._called_at = math.inf
+        self._working = False
         services.register(self)
         self._set_timer()
 
@@ -167,7 +171,9 @@ class Connection:
         """The wheel's turn."""
         for action in self.session.tick(now=now):
             self.perform_at_once(action)
-        return None if self.is_over() else self.session.deadline
+        deadline = None if self.is_over() else self.session.deadline
+        self._called_at = math.inf if deadline is None else deadline
+        return deadline
 
     # Out
 
@@ -212,14 +218,18 @@ class Connection:
     # Work, one thing after another
 
     def _work(self) -> None:
+        if self._working:  # what is being done has caused more to do
+            return
+        self._working = True
         while self._jobs and self._task is None and self._has_room() and not self.is_over():
             job = self._jobs.popleft()
             if isinstance(job, Command):
                 now = asyncio.get_running_loop().time()
                 for action in self.session.receive(job, now=now):
-                    self._start(self._perform(action))
+                    self._start(self._perform(action), aside=self._may_run_aside(action))
             else:
                 self._start(job())
+        self._working = False
         self._set_timer()
         if not self._reading and not self._jobs:
             self._reading = True
@@ -229,28 +239,20 @@ class Connection:
     def _has_room(self) -> bool:
         return self._aside < self.services.options.concurrency
 
-    def _start(self, work: Work | None) -> None:
-        if work is not None:
-            self._task = self.services.own(self._finish(work))
-
-    async def _let_others_begin(self, work: Work) -> None:
-        """`work`, which holds up what comes after it only until it waits itself.
+    def _start(self, work: Work | None, *, aside: bool = False) -> None:
+        """Begin `work`; where it has to wait it holds up what comes after it, unless `aside`.
 
         By then it was judged, and what it sends is queued: publications keep the order of their commands.
         """
-        asyncio.get_running_loop().call_soon(self._begun, self._task)
-        self._aside += 1
-        try:
-            await work
-        finally:
-            self._aside -= 1
+        if work is None or (rest := begin(self._guarded(work))) is None:
+            return
+        task = self.services.own(self._finish(rest, aside=aside))
+        if aside:
+            self._aside += 1
+        else:
+            self._task = task
 
-    def _begun(self, task: asyncio.Task[None] | None) -> None:
-        if self._task is task:
-            self._task = None
-            self._work()
-
-    async def _finish(self, work: Work) -> None:
+    async def _guarded(self, work: Work) -> None:
         try:
             await work
         except Ended as ended:
@@ -258,10 +260,21 @@ class Connection:
         except Exception:  # a bug, which must not leave the client waiting for ever
             log.exception("a command failed", client=self.id)
             self.close(errors.INTERNAL_SERVER_ERROR)
+
+    async def _finish(self, rest: Work, *, aside: bool) -> None:
+        try:
+            await rest
         finally:
-            if self._task is asyncio.current_task():
+            if aside:
+                self._aside -= 1
+            else:
                 self._task = None
         self._work()
+
+    def _may_run_aside(self, action: Action) -> bool:
+        if not isinstance(action, Perform) or isinstance(action.request, SendRequest):
+            return False
+        return self.services.options.concurrency > 1
 
     def _perform(self, action: Action) -> Work | None:
         """Do `action` now, or give what has to be awaited for it."""
@@ -275,9 +288,7 @@ class Connection:
             case RefreshSubscription(id=id, channel=channel, token=token):
                 return self.subscriptions.refresh(id, channel, token)
             case Perform(id=id, request=asked):
-                work = commands.perform(self, id, asked)
-                alone = self.services.options.concurrency == 1 or isinstance(asked, SendRequest)
-                return work if alone else self._let_others_begin(work)
+                return commands.perform(self, id, asked)
         self.perform_at_once(action)
         return None
 
@@ -388,7 +399,11 @@ class Connection:
         self.push(channel, errors.UNSUBSCRIBE_INSUFFICIENT_STATE)
 
     def _set_timer(self) -> None:
-        self.services.wheel.set(self, None if self.is_over() else self.session.deadline)
+        deadline = None if self.is_over() else self.session.deadline
+        # A deadline that moved away is found to have done so when the old one comes.
+        if deadline is not None and deadline < self._called_at:
+            self._called_at = deadline
+            self.services.wheel.set(self, deadline)
 
     def _left(self) -> None:
         self.session.close(errors.CONNECTION_CLOSED)

@@ -50,7 +50,7 @@ log = structlog.get_logger("bongsu.node")
 
 
 class Hub:
-    """The subscribers of one replica. Belongs to one event loop; nothing in it awaits but `ready`."""
+    """The subscribers of one replica. Belongs to one event loop; nothing in it awaits."""
 
     def __init__(self, broker: Broker, metrics: Metrics) -> None:
         self._broker = broker
@@ -83,10 +83,10 @@ class Hub:
         channel.reserved -= 1
         self._maybe_linger(channel)
 
-    async def ready(self, channel: Channel) -> None:
-        """Return when every publication from now on will be heard. Raises `BrokerError`."""
+    def ready(self, channel: Channel) -> asyncio.Future[None]:
+        """Done when every publication from now on will be heard. Fails with `BrokerError`."""
         # Asked again each time: the broker makes a new future after a reconnect.
-        await asyncio.shield(self._broker.want(channel.name))
+        return asyncio.shield(self._broker.want(channel.name))
 
     def join(self, channel: Channel, client: Client, variant: Variant) -> None:
         """From now on nothing in `channel` is missed, but kept aside until `admit`."""

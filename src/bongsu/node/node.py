@@ -68,6 +68,7 @@ class Node:
         self.hub = Hub(broker, metrics)
         self.roster = Roster(broker)
         self.clients: set[Client] = set()
+        metrics.clients.set_function(lambda: len(self.clients))
         self.started = time.time()
         self._beacon = Beacon(replica, now=time.monotonic())
         self._beating: asyncio.Task[None] | None = None
@@ -175,11 +176,9 @@ class Node:
 
     def add(self, client: Client) -> None:
         self.clients.add(client)
-        self.metrics.clients.set(len(self.clients))
 
     def remove(self, client: Client) -> None:
         self.clients.discard(client)
-        self.metrics.clients.set(len(self.clients))
         if client.closed_with is not None:
             self.metrics.disconnects.labels(client.closed_with.code).inc()
 

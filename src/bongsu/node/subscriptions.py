@@ -29,6 +29,7 @@ from bongsu.node.permissions import (
     subscription_options,
 )
 from bongsu.node.recovery import NOT_RECOVERED, Recovery, recover_cache, recover_stream
+from bongsu.node.tasks import within
 from bongsu.node.variants import ClientVariant
 from bongsu.protocol import errors
 from bongsu.protocol.codec.documents import DocumentError, canonical
@@ -49,7 +50,7 @@ if TYPE_CHECKING:
     from bongsu.node.connection import Connection
 
 READY_TIMEOUT = 10.0
-"""Seconds for the broker to hear a channel, and to list a member."""
+"""Seconds for the broker to hear a channel, to list a member, and for a look into a stream."""
 
 log = structlog.get_logger("bongsu.node.subscriptions")
 
@@ -310,25 +311,24 @@ class Subscriptions:
         subscription = Subscription(wish, channel, variant, _result(wish))
         self._by_name[name] = subscription
         try:
-            async with asyncio.timeout(READY_TIMEOUT):
-                await node.hub.ready(channel)
-                node.hub.join(channel, connection.client, variant)
-                if options.presence or options.join_leave:
-                    node.roster.want(
-                        name,
-                        connection.id,
-                        self.info(name),
-                        stored=options.presence,
-                        announced=options.join_leave,
-                    )
-                if options.presence:
-                    # Who subscribes and asks who is here must find himself.
-                    await node.roster.settle()
-                if options.positioned:
-                    refusal = await self._catch_up(subscription)
-                    if refusal is not None:
-                        self.leave(name)
-                        return refusal
+            await within(READY_TIMEOUT, node.hub.ready(channel))
+            node.hub.join(channel, connection.client, variant)
+            if options.presence or options.join_leave:
+                node.roster.want(
+                    name,
+                    connection.id,
+                    self.info(name),
+                    stored=options.presence,
+                    announced=options.join_leave,
+                )
+            if options.presence:
+                # Who subscribes and asks who is here must find himself.
+                await within(READY_TIMEOUT, asyncio.ensure_future(node.roster.settle()))
+            if options.positioned:
+                refusal = await self._catch_up(subscription)
+                if refusal is not None:
+                    self.leave(name)
+                    return refusal
         except (BrokerError, TimeoutError) as error:
             log.warning("a subscription failed", client=connection.id, channel=name, error=str(error))
             self.leave(name)
@@ -364,7 +364,7 @@ class Subscriptions:
     # The stream
 
     async def _catch_up(self, subscription: Subscription) -> Error | None:
-        """Fill in the position, and what was missed. Raises `BrokerError`."""
+        """Fill in the position, and what was missed. Raises `BrokerError`, TimeoutError."""
         wish, channel, result = subscription.wish, subscription.channel, subscription.result
         request, options = wish.request, wish.options
         since = StreamPosition(request.offset, request.epoch)
@@ -414,14 +414,15 @@ class Subscriptions:
     async def _from_history(
         self, channel: Channel, since: StreamPosition, options: SubscriptionOptions
     ) -> tuple[StreamPosition, Recovery]:
-        """From the broker. Raises `BrokerError`."""
+        """From the broker. Raises `BrokerError`, TimeoutError."""
         limit = self._services.options.recovery_max_publication_limit
         if not options.recover:
-            page = await self._services.node.read(channel, since=None, limit=0)
+            reading = self._services.node.read(channel, since=None, limit=0)
         elif options.cache:
-            page = await self._services.node.read(channel, since=None, limit=1, reverse=True)
+            reading = self._services.node.read(channel, since=None, limit=1, reverse=True)
         else:
-            page = await self._services.node.read(channel, since=since, limit=limit)
+            reading = self._services.node.read(channel, since=since, limit=limit)
+        page = await within(READY_TIMEOUT, reading)
         top = StreamPosition(page.offset, page.epoch)
         if not options.recover:
             return top, NOT_RECOVERED

@@ -1,14 +1,57 @@
-"""Tasks that belong to somebody: they end with their owner, and none dies unheard."""
+"""Tasks that belong to somebody: they end with their owner, none dies unheard. And work that needs none."""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Coroutine
-from typing import Any
+from collections.abc import Coroutine, Generator
+from types import coroutine
+from typing import Any, TypeVar
 
 import structlog
 
 log = structlog.get_logger("bongsu.node")
+
+
+_T = TypeVar("_T")
+
+
+def begin(work: Coroutine[Any, Any, None]) -> Coroutine[Any, Any, None] | None:
+    """Do `work` up to where it has to wait. What is left of it then, for a task; None: it is done.
+
+    A task costs more than most commands. Up to its first wait the work runs as part of whoever calls:
+    it must not ask which task it is, as `asyncio.timeout` does, and what it raises is raised here.
+    """
+    try:
+        waits_for = work.send(None)
+    except StopIteration:
+        return None
+    return _rest(work, waits_for)
+
+
+@coroutine
+def _rest(work: Coroutine[Any, Any, None], waits_for: Any) -> Generator[Any, Any, None]:
+    while True:
+        cancelled: BaseException | None = None
+        try:
+            yield waits_for
+        except BaseException as error:  # the work's to judge
+            cancelled = error
+        try:
+            waits_for = work.send(None) if cancelled is None else work.throw(cancelled)
+        except StopIteration:
+            return
+
+
+async def within(seconds: float, future: asyncio.Future[_T]) -> _T:
+    """As `asyncio.wait_for`, also in no task: see `begin`. Raises TimeoutError."""
+    if not future.done():
+        try:
+            await asyncio.wait([future], timeout=seconds)
+        finally:
+            expired = future.cancel()
+        if expired:
+            raise TimeoutError
+    return future.result()
 
 
 class Tasks:

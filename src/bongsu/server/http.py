@@ -8,6 +8,7 @@ from urllib.parse import unquote
 
 import httptools
 from uvicorn import Config
+from uvicorn.protocols.http.flow_control import FlowControl
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 
 from bongsu.node.wheel import Wheel
@@ -55,6 +56,13 @@ def raw_response(problem: Problem, headers: list[tuple[bytes, bytes]]) -> bytes:
     return STATUS_LINE[problem.kind.status] + head + b"\r\n" + body
 
 
+def _address(name: Any) -> tuple[str, int | None] | None:
+    """An address as ASGI has it; of a Unix socket its path, if it has one."""
+    if isinstance(name, tuple):
+        return str(name[0]), int(name[1])
+    return (name, None) if isinstance(name, str) and name else None
+
+
 class BongsuHttpProtocol(HttpToolsProtocol):
     """Refuses heads that are too long (431), malformed (400) or never end (the connection is closed).
 
@@ -73,7 +81,13 @@ class BongsuHttpProtocol(HttpToolsProtocol):
         self._departure: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # as uvicorn's
-        super().connection_made(transport)
+        # All that the base class does, but for the addresses: it makes a Python socket to ask for them.
+        self.connections.add(self)
+        self.transport = transport
+        self.flow = FlowControl(transport)
+        self.server = _address(transport.get_extra_info("sockname"))
+        self.client = cast("tuple[str, int] | None", _address(transport.get_extra_info("peername")))
+        self.scheme = "https" if transport.get_extra_info("sslcontext") else "http"
         self._arrives_within(HEAD_TIMEOUT)
 
     def connection_lost(self, exc: Exception | None) -> None:

@@ -224,6 +224,8 @@ def encode_object(value: object) -> bytes:
 
 def _plain(value: Any) -> Any:
     """`value` as msgspec encodes it to the wire's JSON: zero values left out, payloads raw."""
+    if type(value) in _LEAVES:  # most members are
+        return value
     match value:
         case Publication():
             return Raw(b"{%b}" % _publication_fields(value))
@@ -244,6 +246,8 @@ def _plain(value: Any) -> Any:
         case _:
             return value
 
+
+_LEAVES: Final = frozenset({str, int, bool, float})
 
 JSON: Final = JsonCodec()
 JSON_UNIDIRECTIONAL: Final = JsonCodec(bare_pushes=True)
