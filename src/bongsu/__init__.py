@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from bongsu._version import __version__
@@ -9,18 +10,23 @@ from bongsu._version import __version__
 if TYPE_CHECKING:
     from bongsu.app import Bongsu, create_app, mount
     from bongsu.db.outbox import Outbox
+    from bongsu.jobs.application import JobRun
+    from bongsu.jobs.worker import Rejected
 
-__all__ = ["Bongsu", "Outbox", "__version__", "create_app", "mount"]
+__all__ = ["Bongsu", "JobRun", "Outbox", "Rejected", "__version__", "create_app", "mount"]
+
+_HOMES = {
+    "Bongsu": "bongsu.app",
+    "JobRun": "bongsu.jobs.application",
+    "Outbox": "bongsu.db.outbox",
+    "Rejected": "bongsu.jobs.worker",
+    "create_app": "bongsu.app",
+    "mount": "bongsu.app",
+}
 
 
 def __getattr__(name: str) -> Any:
     # Loaded when asked for: the command line and the rooms below need none of it to say their version.
-    if name in ("Bongsu", "create_app", "mount"):
-        from bongsu import app
-
-        return getattr(app, name)
-    if name == "Outbox":
-        from bongsu.db import outbox
-
-        return outbox.Outbox
+    if name in _HOMES:
+        return getattr(import_module(_HOMES[name]), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

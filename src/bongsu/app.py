@@ -10,7 +10,7 @@ import asyncio
 import contextlib
 import fnmatch
 from collections.abc import AsyncIterator, Awaitable, Callable, MutableMapping
-from typing import Any, TypeAlias
+from typing import Any, TypeAlias, TypeVar
 
 import msgspec
 import structlog
@@ -32,6 +32,8 @@ from bongsu.brokers.base import Appended, BrokerError, Relayed
 from bongsu.db.migrate import migrate, require_migrated
 from bongsu.db.outbox import Outbox
 from bongsu.db.session import Database
+from bongsu.jobs import admin
+from bongsu.jobs.application import JobFunction, Jobs
 from bongsu.jobs.queue import Queue
 from bongsu.jobs.relay import Relay, Unpublishable
 from bongsu.jobs.worker import Worker
@@ -66,6 +68,8 @@ Receive: TypeAlias = Callable[[], Awaitable[Message]]
 Send: TypeAlias = Callable[[Message], Awaitable[None]]
 Serve: TypeAlias = Callable[[Scope, Receive, Send], Awaitable[None]]
 
+JobFunctionT = TypeVar("JobFunctionT", bound=JobFunction)
+
 log = structlog.get_logger("bongsu.app")
 
 
@@ -81,7 +85,7 @@ class Bongsu:
         self._tokens = TokenVerifier(settings.token)
         separate = settings.client.subscription_token
         self._subscription_tokens = TokenVerifier(separate) if separate.enabled else self._tokens
-        metrics = Metrics()
+        self._metrics = metrics = Metrics()
         self.node = Node(
             replica=settings.replica,
             broker=adapt(broker)
@@ -158,6 +162,19 @@ class Bongsu:
             poll=settings.upload.job_poll,
             chores=[self._uploads.sweep],
         )
+        application_queue = Queue(self.database, settings.replica, lease=settings.jobs.lease)
+        self.jobs = Jobs(self.database, application_queue)
+        """Enqueues the embedding application's jobs in its own transactions."""
+        # A worker of their own: jobs that take long must not keep uploads from being finished.
+        self._application_worker = Worker(
+            self.database,
+            application_queue,
+            self.jobs.handlers,
+            concurrency=settings.jobs.at_once,
+            poll=settings.jobs.poll,
+            chores=[self._forget_done_jobs, self._count_jobs],
+            chore_interval=15.0,
+        )
         self._http = self._make_http()
 
     def _make_http(self) -> FastAPI:
@@ -175,7 +192,12 @@ class Bongsu:
                 expose_headers=[*tus.EXPOSED_HEADERS, "Content-Disposition", "X-Bongsu-Replica"],
             )
         app.include_router(
-            health_router(self.node, [self._worker, self._relay], dev=self.settings.dev, version=__version__)
+            health_router(
+                self.node,
+                [self._worker, self._application_worker, self._relay],
+                dev=self.settings.dev,
+                version=__version__,
+            )
         )
         app.include_router(uploads_router(self._uploads, self._authorize))
         app.include_router(tus_router(self._uploads, self._authorize))
@@ -218,6 +240,8 @@ class Bongsu:
             stack.push_async_callback(self._relay.stop)
             await self._worker.start()
             stack.push_async_callback(self._worker.stop)
+            await self._application_worker.start()
+            stack.push_async_callback(self._application_worker.stop)
             if self.settings.client.insecure:
                 log.warning(
                     "client.insecure: whoever can reach this replica may do everything on all channels"
@@ -248,7 +272,23 @@ class Bongsu:
         publication = Publication(msgspec.json.encode(data), patchable=rules.options.delta_publish)
         await self.node.publish(rules, publication)
 
+    def job(self, name: str) -> Callable[[JobFunctionT], JobFunctionT]:
+        """Decorator: run `async def function(job: JobRun)` for the jobs of that name; see `Jobs.register`."""
+        return self.jobs.register(name)
+
     # What the rooms are given
+
+    async def _forget_done_jobs(self) -> None:
+        async with self.database.transaction() as session:
+            await admin.forget_done(session, kept=self.settings.jobs.kept)
+
+    async def _count_jobs(self) -> None:
+        async with self.database.session() as session:
+            states = await admin.summary(session)
+        for state in ("queued", "running", "dead"):
+            jobs, oldest = states.get(state, admin.StateSummary(0, 0.0))
+            self._metrics.jobs.labels(state).set(jobs)
+            self._metrics.oldest_job.labels(state).set(oldest)
 
     async def _authorize(self, request: Request) -> Principal:
         return await self._admission.admit(headers_of(request.scope))

@@ -83,3 +83,12 @@ class Metrics:
             "1 while the outbox cannot be relayed: the broker or the database is away",
             registry=registry,
         )
+        self.jobs = Gauge(
+            "bongsu_jobs", "Jobs in the database by state, as last counted", ["state"], registry=registry
+        )
+        self.oldest_job = Gauge(
+            "bongsu_oldest_job_seconds",
+            "Age of the oldest job in that state, from when it was enqueued",
+            ["state"],
+            registry=registry,
+        )

@@ -360,7 +360,7 @@ async def test_a_worker_whose_loop_breaks_is_not_alive_any_more(database: Databa
         async def claim(self, kinds: object) -> Lease | None:
             raise RuntimeError("broken")
 
-    worker = Worker(database, Broken(database, "r1"), {})
+    worker = Worker(database, Broken(database, "r1"), {KIND: Recorder(database, nothing)})
     await worker.start()
     assert worker.alive
     task = worker._task

@@ -8,6 +8,7 @@ import typer
 
 from bongsu._version import __version__
 from bongsu.cli.doctor import doctor
+from bongsu.cli.jobs import app as jobs
 from bongsu.cli.operate import check, migrate, serve, token
 from bongsu.cli.publish import publish
 from bongsu.cli.subscribe import subscribe
@@ -29,6 +30,7 @@ app.command(rich_help_panel=_SERVER)(check)
 app.command(rich_help_panel=_SERVER)(migrate)
 app.command(rich_help_panel=_SERVER)(token)
 app.command(rich_help_panel=_CLIENT)(doctor)
+app.add_typer(jobs, name="jobs", rich_help_panel=_SERVER)
 app.command(rich_help_panel=_CLIENT)(publish)
 app.command(rich_help_panel=_CLIENT)(subscribe)
 app.command(rich_help_panel=_CLIENT)(upload)

@@ -56,7 +56,7 @@ def serve(
     try:
         settings = load(**{name: value for name, value in given.items() if value is not None})
     except SettingsError as error:
-        _fail_with(error)
+        fail_with(error)
     if settings.dev:
         _say_what_dev_means(settings)
     # Imported late: the other commands, --help and completion answer at once without the server's libraries.
@@ -83,7 +83,7 @@ def check(
         if as_json:
             typer.echo(msgspec.json.encode({"ok": False, "problems": error.problems}))
             raise typer.Exit(Exit.FAILED) from None
-        _fail_with(error)
+        fail_with(error)
     rows = [
         {
             "key": as_key(path),
@@ -121,7 +121,7 @@ def migrate() -> None:
         # The database is all that matters here: no API key is needed to make tables.
         url = load(dev=True).database_url
     except SettingsError as error:
-        _fail_with(error)
+        fail_with(error)
     from bongsu.db.migrate import migrate as migrate_database
     from bongsu.db.session import DatabaseUnavailable
 
@@ -158,7 +158,7 @@ def token(
         # Signing needs the one secret; whether the rest is fit for production is for serve and check to say.
         settings = load(dev=True)
     except SettingsError as error:
-        _fail_with(error)
+        fail_with(error)
     separate = settings.client.subscription_token
     has_own_keys = channel is not None and separate.enabled
     secret = (separate if has_own_keys else settings.token).hmac_secret
@@ -174,7 +174,7 @@ def token(
         typer.echo(sign_subscription_token(key, user=user, channel=channel, now=now, ttl=lifetime))
 
 
-def _fail_with(error: SettingsError) -> NoReturn:
+def fail_with(error: SettingsError) -> NoReturn:
     stderr.print("[bold red]error:[/bold red] the settings cannot be used")
     for problem in error.problems:
         stderr.print(f"  • {escape(one_line(problem))}")

@@ -12,11 +12,11 @@ from typing import Final
 from zlib import crc32
 
 import msgspec
-from sqlalchemy import event, insert
+from sqlalchemy import insert
 from sqlalchemy.ext.asyncio import AsyncSession
-from sqlalchemy.orm import Session
 
 from bongsu.db import models
+from bongsu.db.bells import ring_after_commit
 from bongsu.db.columns import clock
 
 __all__ = ["BELL", "MAX_DATA", "PARTITIONS", "Outbox", "partition_of", "publish"]
@@ -53,18 +53,8 @@ async def publish(session: AsyncSession, channel: str, data: bytes) -> None:
         )
     )
     ring: Callable[[], None] | None = session.info.get(BELL)
-    if ring is not None and not session.info.get(_RINGS):
-        # Without the bell the relays find the row at their next look.
-        session.info[_RINGS] = True
-        event.listen(session.sync_session, "after_commit", _ring, once=True)
-
-
-_RINGS: Final = "bongsu.outbox.rings"
-
-
-def _ring(session: Session) -> None:
-    session.info[_RINGS] = False
-    session.info[BELL]()
+    if ring is not None:  # without the bell the relays find the row at their next look
+        ring_after_commit(session, ring)
 
 
 class Outbox:

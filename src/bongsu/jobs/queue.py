@@ -36,6 +36,7 @@ class Lease:
     attempt: int
     failures: int
     expiries: int
+    payload: str | None = None
 
 
 class Queue:
@@ -104,6 +105,7 @@ class Queue:
                 col(Job.attempts),
                 col(Job.failures),
                 col(Job.expiries),
+                col(Job.payload),
             )
             .execution_options(synchronize_session=False)
         )

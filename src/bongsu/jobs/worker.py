@@ -15,7 +15,7 @@ from bongsu.db.session import Database, DatabaseUnavailable
 from bongsu.jobs.queue import Lease, LeaseLost, Queue
 from bongsu.jobs.retry import RetryPolicy
 
-__all__ = ["Chore", "Handler", "Worker"]
+__all__ = ["Chore", "Handler", "Rejected", "Worker"]
 
 log = structlog.stdlib.get_logger(__name__)
 
@@ -43,6 +43,13 @@ class Handler(Protocol):
     async def gave_up(self, lease: Lease) -> None:
         """Called after that transaction has been committed."""
         ...
+
+
+class Rejected(Exception):
+    """The work was done and says no: to try again would change nothing. The job is dead at once.
+
+    The message is for whoever asked for the work, such as the person who uploaded a file.
+    """
 
 
 class JobAbandoned(Exception):
@@ -124,6 +131,8 @@ class Worker:
             chores.cancel()
 
     async def _claim(self) -> Lease | None:
+        if not self._handlers:
+            return None
         try:
             lease = await self._queue.claim(list(self._handlers))
         except DatabaseUnavailable as error:
@@ -158,7 +167,8 @@ class Worker:
                 await self._queue.release(lease)
             raise
         except Exception as error:
-            job.warning("a job failed", exc_info=error)
+            # A rejection is a result, not a bug: nobody needs to see where in the code it was.
+            job.warning("a job failed", exc_info=None if isinstance(error, Rejected) else error)
             try:
                 await self._fail(handler, lease, error)
             except (LeaseLost, DatabaseUnavailable) as unrecorded:
@@ -187,7 +197,8 @@ class Worker:
     async def _fail(self, handler: Handler, lease: Lease, error: Exception) -> None:
         reason = f"{type(error).__name__}: {error}"
         failures = lease.failures + 1
-        if not self._retry.exhausted(failures=failures, expiries=lease.expiries):
+        tries_again = not isinstance(error, Rejected)
+        if tries_again and not self._retry.exhausted(failures=failures, expiries=lease.expiries):
             delay = self._retry.delay(failures, chance=random.random())
             await self._queue.retry(lease, delay=delay, error=reason)
             return

@@ -14,7 +14,7 @@ from urllib.parse import urlsplit
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, SecretStr, ValidationInfo, field_validator
 
 from bongsu.auth import TokenOptions
-from bongsu.jobs.options import OutboxOptions
+from bongsu.jobs.options import JobOptions, OutboxOptions
 from bongsu.node.channels import UPLOADS_NAMESPACE, ChannelOptions, NameOptions
 from bongsu.node.client import ClientOptions
 from bongsu.uploads.options import UploadOptions
@@ -210,6 +210,7 @@ class Settings(_Options):
     uni_websocket: UniWebSocket = Field(UniWebSocket(), description="One-way WebSocket")
     channels: Channels = Field(Channels(), validate_default=True, description="Channels and namespaces")
     upload: UploadOptions = Field(UploadOptions(), description="Uploads")
+    jobs: JobOptions = Field(JobOptions(), description="Jobs of the embedding application")
     outbox: OutboxOptions = Field(OutboxOptions(), description="Publications committed to the database")
     token: TokenOptions = Field(TokenOptions(), validate_default=True, description="Client tokens")
     log: Log = Field(Log(), description="Logging")

@@ -42,6 +42,7 @@ __all__ = [
     "process",
     "progress",
     "receive",
+    "reopen",
     "store",
     "take",
 ]
@@ -266,6 +267,11 @@ async def fail(session: AsyncSession, upload_id: str, *, error: str, finished_by
         error=error,
         finished_by=finished_by,
     )
+
+
+async def reopen(session: AsyncSession, upload_id: str) -> Upload | None:
+    """failed → received, for a job that is to be tried again. None: it is gone, or on its way out."""
+    return await _update(session, _is(upload_id, "failed"), state="received", error=None, finished_by=None)
 
 
 async def expire(
