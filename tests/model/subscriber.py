@@ -139,6 +139,10 @@ class Subscriber:
             self._socket.flow()
 
     @property
+    def offset(self) -> int:
+        return self.position.offset if self.position is not None else 0
+
+    @property
     def connected(self) -> bool:
         return self._socket is not None
 

@@ -56,6 +56,8 @@ _CHANNELS: Final = Channels(
     {},
 )
 
+RULES: Final = _CHANNELS.rules(CHANNEL)
+
 
 class Replica:
     """A node, and what its connections share."""
@@ -127,12 +129,11 @@ class World(ABC):
             await asyncio.sleep(0)
 
     async def publish(self, replica: int, count: int) -> None:
-        rules = _CHANNELS.rules(CHANNEL)
         for _ in range(count):
             number = self.ledger.number()
             data = b'{"n":%d,"text":"a beacon fire on the next hill, seen within minutes"}' % number
             publication = Publication(data, patchable=True)
-            future = self._at(replica).node.publish(rules, publication)
+            future = self._at(replica).node.publish(RULES, publication)
             self._publishing.add(future)
             future.add_done_callback(partial(self._published, number))
 
@@ -173,7 +174,7 @@ class World(ABC):
 
     async def remove_history(self) -> None:
         await self.settle()
-        await self._at(0).node.remove_history(_CHANNELS.rules(CHANNEL))
+        await self._at(0).node.remove_history(RULES)
         self.ledger.remove()
 
     async def begin_anew(self) -> None:

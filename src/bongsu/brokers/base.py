@@ -398,9 +398,16 @@ class Presence(Protocol):
 
 @runtime_checkable
 class Restartable(Protocol):
-    """Optional: a reading connection that can be replaced when it is up but deaf."""
+    """Optional: a reading connection that can be replaced when it is up but does not hear what it should."""
 
     def restart_reading(self) -> None: ...
+
+    async def is_subscribed(self) -> bool | None:
+        """Whether the broker counts the subscriptions that this replica believes to have.
+
+        None: that cannot be compared now, since some are under way. Raises `BrokerError`.
+        """
+        ...
 
 
 _LETTERS = bytes(ord(ascii_letters[byte % len(ascii_letters)]) for byte in range(256))

@@ -65,6 +65,7 @@ class Beacon:
         self._since = now
         """When hearing nothing began to count: the start, or the last time the broker came back."""
         self._restarted = now
+        self._disagreed = False
 
     def heard(self, beat: Beat, *, now: float) -> None:
         """A beacon came in."""
@@ -128,6 +129,18 @@ class Beacon:
             return False
         self._restarted = now
         return True
+
+    def wants_to_subscribe_again(self, subscribed: bool | None) -> bool:
+        """Whether to replace the reading connection, since the broker counts other subscriptions than we do:
+        one that was lost leaves the beacon green. `subscribed` None: it cannot be said now.
+
+        Once, until they have agreed again: a broker that counts otherwise must not cost us every connection.
+        """
+        if subscribed is None:
+            return False
+        first = not subscribed and not self._disagreed
+        self._disagreed = not subscribed
+        return first
 
     def replicas(self, *, now: float) -> list[Beat]:
         """Everybody alive as far as known here, by name."""

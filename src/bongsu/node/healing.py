@@ -32,6 +32,12 @@ MAX_MISSING = 20_000
 MAX_HELD = 20_000
 """Messages that may wait for a gap to be filled, before it is given up."""
 
+QUIET = 2.0
+"""Seconds without a publication after which a channel may be looked at: what was on its way has come."""
+
+SAMPLE = 8
+"""Channels that are looked at before their time, in each round."""
+
 AT_ONCE = 16
 """Channels healed at the same time."""
 
@@ -91,10 +97,19 @@ class Healer:
                 channel.forget_position()
 
     def check(self, *, older_than: float, now: float) -> None:
-        """Compare channels that were quiet for `older_than` seconds with the stream's top."""
-        for channel in self._hub.followed():
-            quiet = now - channel.checked_at >= older_than
-            if quiet and channel.held is None and channel.has_positioned():
+        """Compare channels that were quiet for `older_than` seconds with the stream's top, and a few others.
+
+        Those are any that were quiet for `QUIET` seconds: where a replica does not hear a channel that it
+        believes to hear, nothing else tells, and with few channels each has its turn soon.
+        """
+        quiet = [
+            channel
+            for channel in self._hub.followed()
+            if channel.held is None and now - channel.checked_at >= min(QUIET, older_than)
+        ]
+        due = [channel for channel in quiet if now - channel.checked_at >= older_than]
+        for channel in {*due, *random.sample(quiet, min(SAMPLE, len(quiet)))}:
+            if channel.has_positioned():
                 self.heal(channel, [])
 
     async def stop(self) -> None:

@@ -329,6 +329,7 @@ class Node:
         last, since = self.health(), time.monotonic()
         while True:
             await self._beat()
+            await self._compare_subscriptions()
             self.hub.healer.check(older_than=self._position_check_delay, now=time.monotonic())
             health = self._beacon.judge(now=time.monotonic())
             self._show(health)
@@ -363,6 +364,19 @@ class Node:
         if isinstance(self.broker, Restartable) and self._beacon.wants_new_reading(now=now):
             # The connection is up and silent: half open, or left on a server that nobody publishes to.
             log.error("own beacon not heard, replacing the reading connection")
+            self.broker.restart_reading()
+
+    async def _compare_subscriptions(self) -> None:
+        if not isinstance(self.broker, Restartable):
+            return
+        try:
+            async with asyncio.timeout(PATIENCE):
+                subscribed = await self.broker.is_subscribed()
+        except (BrokerError, TimeoutError) as error:
+            log.debug("subscriptions could not be compared", error=str(error))
+            return
+        if self._beacon.wants_to_subscribe_again(subscribed):
+            log.error("the broker counts other subscriptions, replacing the reading connection")
             self.broker.restart_reading()
 
     def _lease(self, name: str, data: bytes) -> Beat:

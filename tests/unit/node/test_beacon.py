@@ -71,6 +71,14 @@ def test_a_silent_reading_connection_is_replaced_once_per_patience() -> None:
     assert beacon.wants_new_reading(now=2 * PATIENCE + 2)
 
 
+def test_who_is_counted_otherwise_subscribes_again_once_until_they_agree() -> None:
+    beacon = Beacon("a", now=0)
+    said = (True, False, False, None, False, True, None, False)
+    assert [beacon.wants_to_subscribe_again(each) for each in said] == [
+        each in (1, 7) for each in range(len(said))
+    ]
+
+
 def test_a_dead_peer_is_forgotten_with_its_lease() -> None:
     beacon = Beacon("a", now=0)
     beacon.renewed(leases(beat("a"), beat("b")), now=0)

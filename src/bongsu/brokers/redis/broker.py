@@ -24,7 +24,7 @@ from bongsu.brokers.base import (
     new_epoch,
 )
 from bongsu.brokers.redis import scripts
-from bongsu.brokers.redis.greeting import Greeter
+from bongsu.brokers.redis.greeting import Greeter, Reader
 from bongsu.brokers.redis.link import opener
 from bongsu.brokers.redis.names import Names
 from bongsu.brokers.redis.pipeline import Pipeline
@@ -50,8 +50,9 @@ class RedisBroker(Backend):
             scripts=[script.text for script in (*scripts.STREAMS, *PRESENCE_SCRIPTS)],
         )
         self._presence = RedisPresence(self.pipeline, self._names)
+        self._reader = Reader()
         self.pump = Pump(
-            opener(url),
+            opener(url, greet=self._reader.greet),
             name_of=lambda channel: self._names.of(channel).channel,
             on_batch=self._on_pump,
             on_restored=self._restored,
@@ -122,6 +123,14 @@ class RedisBroker(Backend):
 
     def restart_reading(self) -> None:
         self.pump.restart()
+
+    async def is_subscribed(self) -> bool | None:
+        expected = self.pump.expected
+        if expected is None:
+            return None
+        counted = await self.pipeline.execute(*self._reader.question, parse=self._reader.subscriptions)
+        # With orders since, Redis may have counted before or after them.
+        return bool(counted == expected.subscriptions) if self.pump.expected == expected else None
 
     # Streams
 

@@ -47,6 +47,29 @@ class Greeter:
             log.warning("redis does not let us end our own old connection", error=str(error))
 
 
+class Reader:
+    """Which connection of Redis the reading one is, for the other to ask about."""
+
+    def __init__(self) -> None:
+        self._client_id = 0
+
+    async def greet(self, connection: AbstractConnection) -> None:
+        """Raises RedisError."""
+        (client_id,) = await _ask(connection, ("CLIENT", "ID"))
+        self._client_id = int(client_id)
+
+    @property
+    def question(self) -> tuple[bytes, ...]:
+        """The command that tells about it."""
+        return b"CLIENT", b"LIST", b"ID", b"%d" % self._client_id
+
+    @staticmethod
+    def subscriptions(answer: Any) -> int:
+        """How many Redis counts; none of a connection that is gone."""
+        match = re.search(rb" sub=(\d+)", answer) if isinstance(answer, bytes) else None
+        return int(match[1]) if match is not None else 0
+
+
 async def _ask(connection: AbstractConnection, *commands: tuple[str, ...]) -> list[Any]:
     untyped = cast("Any", connection)
     await untyped.send_packed_command(untyped.pack_commands(commands))

@@ -10,7 +10,7 @@ import asyncio
 from collections import deque
 from collections.abc import Callable
 from itertools import groupby
-from typing import Any
+from typing import Any, NamedTuple
 
 import hiredis
 import structlog
@@ -35,6 +35,13 @@ class _Wish:
         self.ready: asyncio.Future[None] = asyncio.get_running_loop().create_future()
 
 
+class Expected(NamedTuple):
+    """What Redis should say of the connection, once `orders`, all there were since the start, are done."""
+
+    orders: int
+    subscriptions: int
+
+
 class Pump:
     """`name_of` gives the channel's name in Redis; `on_batch` gets (channel, payload) pairs of one read."""
 
@@ -56,6 +63,7 @@ class Pump:
         self._out: list[tuple[bytes, _Wish]] = []
         self._expected: deque[tuple[bytes, _Wish]] = deque()
         self._paused = False
+        self._orders = 0
         self._supervisor = Supervisor(
             "subscriptions", open_link, on_replies=self._replies, up=self._up, down=self._down
         )
@@ -64,6 +72,13 @@ class Pump:
     def connected(self) -> bool:
         """Connected, and every wish acknowledged."""
         return self._link is not None and self._unready == 0
+
+    @property
+    def expected(self) -> Expected | None:
+        """None while anything is under way."""
+        if not self.connected or self._out or self._expected:
+            return None
+        return Expected(self._orders, len(self._wishes))
 
     @property
     def reconnects(self) -> int:
@@ -119,6 +134,7 @@ class Pump:
             return  # `_up` orders every wish that is left
         if not self._out:
             asyncio.get_running_loop().call_soon(self._flush)
+        self._orders += 1
         self._out.append((verb, wish))
 
     def _flush(self) -> None:
@@ -172,6 +188,7 @@ class Pump:
 
     def _down(self) -> None:
         self._link = None
+        self._orders += 1
         self._was_lost = True
         self._out = []
         self._expected.clear()
