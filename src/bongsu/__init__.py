@@ -12,13 +12,15 @@ if TYPE_CHECKING:
     from bongsu.db.outbox import Outbox
     from bongsu.jobs.application import JobRun
     from bongsu.jobs.worker import Rejected
+    from bongsu.uploads.hooks import ReceivedFile
 
-__all__ = ["Bongsu", "JobRun", "Outbox", "Rejected", "__version__", "create_app", "mount"]
+__all__ = ["Bongsu", "JobRun", "Outbox", "ReceivedFile", "Rejected", "__version__", "create_app", "mount"]
 
 _HOMES = {
     "Bongsu": "bongsu.app",
     "JobRun": "bongsu.jobs.application",
     "Outbox": "bongsu.db.outbox",
+    "ReceivedFile": "bongsu.uploads.hooks",
     "Rejected": "bongsu.jobs.worker",
     "create_app": "bongsu.app",
     "mount": "bongsu.app",

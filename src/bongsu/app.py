@@ -58,6 +58,7 @@ from bongsu.transports.streaming import EVENTS, LINES, StreamTransport
 from bongsu.transports.unidirectional import UnidirectionalStreamTransport, UnidirectionalWebSocketTransport
 from bongsu.transports.websocket import WebSocketTransport
 from bongsu.uploads import tus
+from bongsu.uploads.hooks import Hook
 from bongsu.uploads.service import UploadService
 from bongsu.uploads.stores import store_from_url
 from bongsu.web.routes import web_router
@@ -68,6 +69,7 @@ Receive: TypeAlias = Callable[[], Awaitable[Message]]
 Send: TypeAlias = Callable[[Message], Awaitable[None]]
 Serve: TypeAlias = Callable[[Scope, Receive, Send], Awaitable[None]]
 
+HookT = TypeVar("HookT", bound=Hook)
 JobFunctionT = TypeVar("JobFunctionT", bound=JobFunction)
 
 log = structlog.get_logger("bongsu.app")
@@ -271,6 +273,14 @@ class Bongsu:
         rules = self._channels.rules(channel)
         publication = Publication(msgspec.json.encode(data), patchable=rules.options.delta_publish)
         await self.node.publish(rules, publication)
+
+    def on_stored(self, name: str) -> Callable[[HookT], HookT]:
+        """Decorator: ask `async def hook(file: ReceivedFile)` of each upload before its content is served.
+
+        To raise `Rejected` refuses the file for good; anything else that it raises is tried again. Every
+        replica has to register the same hooks. Raises ValueError for a wrong name, or one that is taken.
+        """
+        return self._uploads.hooks.register(name)
 
     def job(self, name: str) -> Callable[[JobFunctionT], JobFunctionT]:
         """Decorator: run `async def function(job: JobRun)` for the jobs of that name; see `Jobs.register`."""

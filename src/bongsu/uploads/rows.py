@@ -34,6 +34,7 @@ __all__ = [
     "forget",
     "get",
     "get_resumable",
+    "hold",
     "is_receiving",
     "is_stale",
     "page",
@@ -256,6 +257,11 @@ async def store(
         stored_at=clock(),
         error=None,
     )
+
+
+async def hold(session: AsyncSession, upload_id: str, reason: str) -> Upload | None:
+    """Say why it is still `processing`. None: it is not."""
+    return await _update(session, _is(upload_id, "processing"), error=reason)
 
 
 async def fail(session: AsyncSession, upload_id: str, *, error: str, finished_by: str) -> Upload | None:

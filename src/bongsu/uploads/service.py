@@ -22,6 +22,7 @@ from bongsu.protocol.messages import Principal
 from bongsu.protocol.problems import Problem
 from bongsu.uploads import rows
 from bongsu.uploads.events import tell_changed
+from bongsu.uploads.hooks import Hooks
 from bongsu.uploads.multipart import FileData, FileStart, UploadForm
 from bongsu.uploads.options import UploadOptions
 from bongsu.uploads.receiver import Means, Receiver, Sink, Stored, taken, too_large
@@ -81,6 +82,7 @@ class UploadService:
     ) -> None:
         """`ask` None: there are no other replicas."""
         self.options = options
+        self.hooks = Hooks()
         self._database = database
         self._store = store
         self._room = store if isinstance(store, HasRoom) and options.min_free else None
@@ -104,7 +106,8 @@ class UploadService:
 
     def handlers(self) -> Mapping[str, Handler]:
         """The jobs of uploads, by kind, for this replica's worker."""
-        return {FINISH: FinishUpload(self._database, self._store, self._jobs, self._replica)}
+        finish = FinishUpload(self._database, self._store, self._jobs, self.hooks, self._replica)
+        return {FINISH: finish}
 
     def ring(self) -> None:
         """Wake the worker: the doorbell that runs right after a response."""

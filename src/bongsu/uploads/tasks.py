@@ -13,8 +13,11 @@ from sqlalchemy.ext.asyncio import AsyncSession
 from bongsu.db.models import Upload, UploadLog
 from bongsu.db.session import Database
 from bongsu.jobs.queue import Lease, LeaseLost, Queue
+from bongsu.jobs.worker import Rejected
 from bongsu.uploads import rows
 from bongsu.uploads.events import tell_changed
+from bongsu.uploads.hooks import HookFailed, Hooks
+from bongsu.uploads.record import UploadRecord
 from bongsu.uploads.stores.base import BATCH, Piece, Store, StoreError, object_key
 
 __all__ = ["FINISH", "FinishUpload"]
@@ -36,11 +39,13 @@ class FinishUpload:
         database: Database,
         store: Store,
         jobs: Queue,
+        hooks: Hooks,
         replica: str,
     ) -> None:
         self._database = database
         self._store = store
         self._jobs = jobs
+        self._hooks = hooks
         self._replica = replica
 
     async def run(self, lease: Lease) -> None:
@@ -55,8 +60,11 @@ class FinishUpload:
         try:
             await self._store.compose(pieces, key)
             sha256 = await self._hash(key, upload)
+            await self._ask_hooks(upload, key, sha256)
             await self._commit(lease, key, sha256)
-        except LeaseLost:
+        except (LeaseLost, Rejected, HookFailed):
+            # Only where it is certain that this is not the winner: a commit may have happened whose answer
+            # was lost.
             await self._store.delete(key)
             raise
         # Only now: until that commit the segments are what the next attempt starts from.
@@ -77,6 +85,18 @@ class FinishUpload:
         finally:
             await reader.close()
         return digest.hexdigest()
+
+    async def _ask_hooks(self, upload: Upload, key: str, sha256: str) -> None:
+        """Raises as `Hooks.run` does. Until the next attempt the upload says which hook failed."""
+        record = UploadRecord.of(upload, None).model_copy(update={"sha256": sha256})
+        try:
+            await self._hooks.run(record, self._store, key)
+        except HookFailed as error:
+            async with self._database.transaction() as session:
+                held = await rows.hold(session, upload.id, f"Held: {error}; it is tried again.")
+                if held is not None:
+                    await tell_changed(session, held)
+            raise
 
     async def _commit(self, lease: Lease, key: str, sha256: str) -> None:
         """The one transaction: job done, upload stored, log row and event written. Raises `LeaseLost`."""
@@ -118,12 +138,15 @@ class FinishUpload:
             log.warning("what an upload left could not be removed", upload=upload_id, error=str(error))
 
     async def give_up(self, session: AsyncSession, lease: Lease, error: Exception) -> None:
-        # What the store says is fit for the caller; anything else is for the log and the job's row.
-        reason = str(error) if isinstance(error, StoreError) else "an unexpected error, see the server's log"
+        # These are written for the caller; anything else is for the log and the job's row.
+        fit = isinstance(error, StoreError | HookFailed)
+        reason = str(error) if fit else "an unexpected error, see the server's log"
         upload = await rows.fail(
             session,
             _upload(lease),
-            error=f"Given up after {lease.failures + 1} failures: {reason}.",
+            error=f"Rejected: {error}"
+            if isinstance(error, Rejected)
+            else f"Given up after {lease.failures + 1} failures: {reason}.",
             finished_by=self._replica,
         )
         if upload is not None:
