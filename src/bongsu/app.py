@@ -51,6 +51,7 @@ from bongsu.protocol.messages import Principal, Publication
 from bongsu.protocol.problems import Problem
 from bongsu.settings import Settings, load
 from bongsu.transports.emulation import EmulationTransport
+from bongsu.transports.forms import deflated_frames
 from bongsu.transports.handshake import Handshakes
 from bongsu.transports.plain import PlainTransport
 from bongsu.transports.sockets import answer, refuse
@@ -106,7 +107,14 @@ class Bongsu:
             allowed_origins=settings.allowed_origins,
             anonymous=settings.dev,
         )
-        handshakes = Handshakes(self.node, self._admission, connection_limit=settings.client.connection_limit)
+        handshakes = Handshakes(
+            self.node,
+            self._admission,
+            connection_limit=settings.client.connection_limit,
+            deflated=deflated_frames(
+                level=settings.websocket.compression_level, min_size=settings.websocket.compression_min_size
+            ),
+        )
         self._services = Services(
             self.node,
             channels,

@@ -66,7 +66,7 @@ def run(settings: Settings) -> int:
         timeout_graceful_shutdown=math.ceil(settings.shutdown.timeout),
     )
     config.server_headers = [(b"x-bongsu-replica", settings.replica.encode())]
-    config.deflate = False
+    config.deflate = settings.websocket.compression
     config.wheel = Wheel()
     server = BongsuServer(config, app, settings)
     try:

@@ -67,6 +67,18 @@ class Plain(_Options):
         return template
 
 
+class WebSocket(_Options):
+    """What sockets may agree on at their handshake."""
+
+    compression: bool = Field(
+        False, description="Compress messages for clients that ask for it (permessage-deflate)"
+    )
+    compression_min_size: int = Field(
+        128, ge=0, description="Bytes of a message below which it is sent as it is"
+    )
+    compression_level: int = Field(1, ge=1, le=9, description="From 1, fastest, to 9, smallest")
+
+
 class HttpStream(_Options):
     """The client protocol at `/connection/http_stream`."""
 
@@ -203,6 +215,7 @@ class Settings(_Options):
         "default: nobody's, since any client can send them",
     )
     plain: Plain = Field(Plain(), description="The plain broadcast")
+    websocket: WebSocket = Field(WebSocket(), description="Compression of sockets")
     http_stream: HttpStream = Field(HttpStream(), description="The client protocol over an HTTP stream")
     sse: Sse = Field(Sse(), description="The client protocol over server-sent events")
     uni_http_stream: UniHttpStream = Field(UniHttpStream(), description="One-way HTTP stream")

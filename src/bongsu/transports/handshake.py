@@ -7,6 +7,7 @@ import structlog
 from bongsu.node.admission import Admission, headers_of
 from bongsu.node.node import Node
 from bongsu.protocol.problems import Problem
+from bongsu.transports.forms import FRAMES, MESSAGES, SocketForms
 from bongsu.transports.sockets import RAW_EXTENSION, RawSocket, Scope, Send, answer, refuse
 
 log = structlog.get_logger("bongsu.transports")
@@ -15,8 +16,14 @@ log = structlog.get_logger("bongsu.transports")
 class Handshakes:
     """Who is let in at all, and on which kind of socket."""
 
-    def __init__(self, node: Node, admission: Admission, *, connection_limit: int) -> None:
-        """`connection_limit`: most connections to this replica; 0 = no limit."""
+    def __init__(
+        self, node: Node, admission: Admission, *, connection_limit: int, deflated: SocketForms
+    ) -> None:
+        """`connection_limit`: most connections to this replica; 0 = no limit.
+
+        `deflated`: the forms for sockets that agreed on compression.
+        """
+        self._deflated = deflated
         self._node = node
         self._admission = admission
         self._connection_limit = connection_limit
@@ -37,6 +44,12 @@ class Handshakes:
             self._told_slow_path = True
             log.warning("this ASGI server has no raw sockets: fan-out is slower; `bongsu serve` has them")
         return None
+
+    def forms(self, raw: RawSocket | None) -> SocketForms:
+        """How messages are carried: on a raw socket as ready frames, deflated where that was agreed on."""
+        if raw is None:
+            return MESSAGES
+        return self._deflated if raw.deflates else FRAMES
 
     async def refuse(self, problem: Problem, scope: Scope, send: Send, *headers: tuple[bytes, bytes]) -> None:
         """Answer the handshake with the problem. `headers` are for requests, and not for sockets."""

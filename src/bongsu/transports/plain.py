@@ -30,7 +30,6 @@ from bongsu.protocol.errors import (
 )
 from bongsu.protocol.messages import Join, Leave, Principal, Publication
 from bongsu.protocol.problems import Problem
-from bongsu.transports.forms import TEXT_FRAME, TEXT_MESSAGE
 from bongsu.transports.handshake import Handshakes, peer_of
 from bongsu.transports.sockets import AsgiSocket, Receive, Scope, Send
 
@@ -108,8 +107,7 @@ class PlainTransport:
         self._handshakes = handshakes
         self._options = options
         self._message_size_limit = message_size_limit
-        self._framed = PlainVariant.of(template, TEXT_FRAME)
-        self._unframed = PlainVariant.of(template, TEXT_MESSAGE)
+        self._template = template
 
     async def serve(self, scope: Scope, receive: Receive, send: Send, channel: str) -> None:
         """One connection, from its handshake on. Returns early where the server keeps the session."""
@@ -135,7 +133,7 @@ class PlainTransport:
         held.policy = rules.options.policy
         try:
             await self._wait_until_heard(held)
-            hub.join(held, client, self._framed if raw else self._unframed)
+            hub.join(held, client, PlainVariant.of(self._template, self._handshakes.forms(raw).text))
         finally:
             hub.release(held)
         session.joined = held

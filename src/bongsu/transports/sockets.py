@@ -54,6 +54,9 @@ class Receiver(Protocol):
 class RawSocket(Socket, Protocol):
     """The raw-write extension: after `websocket.accept` the session takes over from ASGI messages."""
 
+    deflates: bool
+    """Whether permessage-deflate was agreed on: frames may be deflated (RFC 7692)."""
+
     def attach(self, receiver: Receiver, *, keepalive: bool) -> None:
         """From now on `receiver` is called, and the ASGI app may return: the connection stays.
 

@@ -14,7 +14,6 @@ from bongsu.protocol import problems
 from bongsu.protocol.codec.json import JSON_UNIDIRECTIONAL
 from bongsu.protocol.errors import ProtocolError
 from bongsu.protocol.problems import Problem
-from bongsu.transports.forms import TEXT_FRAME, TEXT_MESSAGE
 from bongsu.transports.handshake import Handshakes, peer_of
 from bongsu.transports.requests import frame_in_url
 from bongsu.transports.sockets import AsgiSocket, Receive, Scope, Send, StreamSocket
@@ -62,11 +61,12 @@ class UnidirectionalWebSocketTransport:
             return
         await send({"type": "websocket.accept"})
         raw = self._handshakes.raw_socket(scope)
+        form = self._handshakes.forms(raw).text
         if raw is not None:
-            raw.attach(self._connection(scope, raw, TEXT_FRAME), keepalive=True)
+            raw.attach(self._connection(scope, raw, form), keepalive=True)
             return
         socket = AsgiSocket(receive, send)
-        await socket.run(self._connection(scope, socket, TEXT_MESSAGE))
+        await socket.run(self._connection(scope, socket, form))
 
     def _connection(self, scope: Scope, socket: Socket, form: Form) -> Connection:
         connection = UnidirectionalConnection(

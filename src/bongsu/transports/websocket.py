@@ -14,7 +14,6 @@ from bongsu.protocol.codec import Codec
 from bongsu.protocol.codec.json import JSON
 from bongsu.protocol.codec.protobuf import PROTOBUF
 from bongsu.protocol.problems import Problem
-from bongsu.transports.forms import BINARY_FRAME, BINARY_MESSAGE, TEXT_FRAME, TEXT_MESSAGE
 from bongsu.transports.handshake import Handshakes, peer_of
 from bongsu.transports.sockets import AsgiSocket, Receive, Scope, Send
 
@@ -44,13 +43,13 @@ class WebSocketTransport:
         await send(accept)
         binary = codec is PROTOBUF
         raw = self._handshakes.raw_socket(scope)
+        forms = self._handshakes.forms(raw)
+        form = forms.binary if binary else forms.text
         if raw is not None:
-            form = BINARY_FRAME if binary else TEXT_FRAME
             connection = self._connection(scope, raw, codec, form, by_transport)
             raw.attach(connection, keepalive=by_transport)
             return
         socket = AsgiSocket(receive, send, binary=binary)
-        form = BINARY_MESSAGE if binary else TEXT_MESSAGE
         await socket.run(self._connection(scope, socket, codec, form, by_transport))
 
     def _connection(
