@@ -16,6 +16,7 @@ from deploy.child import StartError
 from bench.build import HERE, Missing, build_load
 from bench.generator import LoadError
 from bench.peers import PEERS
+from bench.plot import draw_costs, draw_growth
 from bench.report import tables, write_into
 from bench.results import Results, Row, machine
 from bench.workloads import FULL, QUICK, WORKLOADS, Bench
@@ -72,6 +73,8 @@ def _publish(results: Results, *, docs: bool) -> None:
     print(text)
     if docs:
         write_into(PAGE, "tables", text)
+        draw_costs(results, PAGE.with_name("performance-cost.svg"))
+        draw_growth(results, PAGE.with_name("performance-growth.svg"))
 
 
 def _options() -> argparse.Namespace:
@@ -80,7 +83,9 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--workloads", type=_names(WORKLOADS), default=list(WORKLOADS), metavar="A,B")
     parser.add_argument("--peers", type=_names(PEERS), default=list(PEERS), metavar="A,B")
     parser.add_argument("--json", type=Path, default=ROOT / "var" / "bench" / "results.json", metavar="FILE")
-    parser.add_argument("--docs", action="store_true", help="write the tables into docs/performance.md")
+    parser.add_argument(
+        "--docs", action="store_true", help="write tables and pictures of docs/performance.md"
+    )
     parser.add_argument("--tables-of", type=Path, metavar="FILE", help="measure nothing: show this JSON")
     return parser.parse_args()
 

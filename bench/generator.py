@@ -39,10 +39,11 @@ class Generator:
         publishers: int = 1,
         publish_port: int | None = None,
         receive_buffer: int | None = None,
+        patience: int = 20,
         tokens: Path | None = None,
     ) -> None:
         arguments = ["--dialect", dialect, "--path", path, "--channel", channel, "--channels", str(channels)]
-        arguments += ["--size", str(size), "--publishers", str(publishers)]
+        arguments += ["--size", str(size), "--publishers", str(publishers), "--patience", str(patience)]
         for port in ports:
             arguments += ["--port", str(port)]
         if own:

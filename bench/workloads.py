@@ -196,7 +196,10 @@ def _connections_with_tokens(bench: Bench, peer: Peer) -> Row:
 
 
 def growth(bench: Bench, peer: Peer) -> Iterator[Row]:
-    """The cost of a delivery, 32 in flight, with more subscribers of one channel, and with more channels."""
+    """The cost of a delivery, 32 in flight, with more subscribers of one channel, and with more channels.
+
+    Channels have one subscriber each, and are published to on another replica where there is one.
+    """
     for subscribers in bench.scale.growth_subscribers:
         with _temporary() as directory, bench.site(directory) as site:
             server = peer.start(site, SERVER_CORE)
@@ -210,9 +213,14 @@ def growth(bench: Bench, peer: Peer) -> Iterator[Row]:
     for clients, channels in bench.scale.growth_channels:
         with _temporary() as directory, bench.site(directory) as site:
             server = peer.start(site, SERVER_CORE)
-            with bench.generator(peer, server.port, own=True, channels=channels) as load:
+            publish_port = peer.start(site, LOAD_CORE).port if peer.redis else server.port
+            with bench.generator(
+                peer, server.port, own=True, channels=channels, publish_port=publish_port
+            ) as load:
                 load.open(clients)
-                cases = [Case(f"{clients * channels:,} channels", 32)]
+                load.open_publishers()
+                count = clients * channels
+                cases = [Case(f"{count:,} channel" + "s" * (count > 1), 32)]
                 yield from _publish(bench, peer, "growth", cases, load, site, [server])
 
 

@@ -46,6 +46,7 @@ struct options {
     uint32_t channels; /* of each subscriber */
     int own;           /* each subscriber has channels of its own; else all have the same */
     size_t size;       /* of what is published, in bytes */
+    int patience;       /* seconds that messages still on their way are waited for */
     int stalled_window; /* receive buffer of those that will stop reading, in bytes */
 };
 

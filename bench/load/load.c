@@ -36,7 +36,8 @@ struct message {
     uint32_t waiting;
 };
 
-struct options options = {.host = "127.0.0.1", .channel = "c%u", .path = "/", .channels = 1, .size = 128, .publishers = 1};
+struct options options = {.host = "127.0.0.1", .channel = "c%u", .path = "/", .channels = 1, .size = 128,
+                          .publishers = 1, .patience = 20};
 
 static const struct dialect *dialect;
 static int epoll;
@@ -438,7 +439,7 @@ static void run(uint64_t window, double rate, double seconds, uint32_t taking_tu
     memset(&latencies, 0, sizeof latencies);
     uint64_t first = published, expected_before = expected;
     uint64_t start = now_ns(CLOCK_MONOTONIC), cpu = now_ns(CLOCK_PROCESS_CPUTIME_ID);
-    uint64_t stop = start + (uint64_t)(seconds * 1e9), drained = stop + 20000000000u;
+    uint64_t stop = start + (uint64_t)(seconds * 1e9), drained = stop + (uint64_t)options.patience * 1000000000u;
     uint64_t now = start;
     while (now < stop || (in_flight && now < drained)) {
         uint64_t next = drained;
@@ -501,7 +502,7 @@ static void read_options(int argc, char **argv) {
     static const struct option known[] = {
         {"dialect", 1, 0, 'd'}, {"port", 1, 0, 'p'},       {"publish-port", 1, 0, 'P'}, {"publishers", 1, 0, 'n'},
         {"path", 1, 0, 'u'},    {"channel", 1, 0, 'c'},    {"channels", 1, 0, 'k'},     {"own", 0, 0, 'o'},
-        {"size", 1, 0, 's'},    {"receive-buffer", 1, 0, 'r'}, {"tokens", 1, 0, 't'},       {0, 0, 0, 0}};
+        {"size", 1, 0, 's'},    {"receive-buffer", 1, 0, 'r'}, {"tokens", 1, 0, 't'},       {"patience", 1, 0, 'w'}, {0, 0, 0, 0}};
     for (int c; (c = getopt_long(argc, argv, "", known, NULL)) != -1;) switch (c) {
         case 'd': dialect = find_dialect(optarg); break;
         case 'p': if (options.port_count < 8) options.ports[options.port_count++] = atoi(optarg); break;
@@ -513,6 +514,7 @@ static void read_options(int argc, char **argv) {
         case 'o': options.own = 1; break;
         case 's': options.size = (size_t)atoi(optarg); break;
         case 'r': options.stalled_window = atoi(optarg); break;
+        case 'w': options.patience = atoi(optarg); break;
         case 't': read_tokens(optarg); break;
         default: exit(2);
         }
