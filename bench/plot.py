@@ -29,9 +29,8 @@ def draw_costs(results: Results, file: Path) -> bool:
     parts = [_text(left, 24, "CPU µs a delivery, 1,000 subscribers, 128 B, publishing included", weight=True)]
     for n, (case, colour) in enumerate(CASES):
         x = left + n * 120
-        parts.append(
-            f'<rect x="{x}" y="34" width="10" height="10" fill="{colour}"/>' + _text(x + 15, 43, case)
-        )
+        parts.append(_box(x, 34, 10, 10, colour))
+        parts.append(_text(x + 15, 43, case))
     for row, peer in enumerate(peers):
         top = 58 + row * group
         parts.append(_text(left - 10, top + group / 2 - 2, _plain(PEERS[peer].title), anchor="end"))
@@ -40,9 +39,7 @@ def draw_costs(results: Results, file: Path) -> bool:
             if cost is None:
                 continue
             y, length = top + n * bar, cost * scale
-            parts.append(
-                f'<rect x="{left}" y="{y}" width="{length:.1f}" height="{bar - 2}" fill="{colour}"/>'
-            )
+            parts.append(_box(left, y, length, bar - 2, colour))
             parts.append(_text(left + length + 5, y + 10, f"{cost:.2f}"))
     _save(file, width, height, parts)
     return True
@@ -76,7 +73,7 @@ def draw_growth(results: Results, file: Path) -> bool:
         colour = COLOURS[n % len(COLOURS)]
         path = "L".join(f"{x:.1f} {y:.1f}" for x, y in (place(*point) for point in points))
         parts.append(f'<path d="M{path}" fill="none" stroke="{colour}" stroke-width="2"/>')
-        parts.append(f'<rect x="{right + 16}" y="{52 + n * 20}" width="12" height="12" fill="{colour}"/>')
+        parts.append(_box(right + 16, 52 + n * 20, 12, 12, colour))
         parts.append(_text(right + 34, 62 + n * 20, _plain(PEERS[peer].title)))
     _save(file, width, height, parts)
     return True
@@ -99,6 +96,10 @@ def _growth(results: Results, peer: str) -> list[tuple[float, float]]:
 
 def _plain(title: str) -> str:
     return title.replace("`", "")
+
+
+def _box(x: float, y: float, width: float, height: float, colour: str) -> str:
+    return f'<rect x="{x:.1f}" y="{y:.1f}" width="{width:.1f}" height="{height}" fill="{colour}"/>'
 
 
 def _text(x: float, y: float, text: str, *, anchor: str = "start", weight: bool = False) -> str:
