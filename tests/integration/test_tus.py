@@ -94,7 +94,7 @@ async def test_an_upload_is_made_continued_told_of_and_served(
     assert (record["size"], record["sha256"]) == (11, hashlib.sha256(b"hello world").hexdigest())
     served = await http.get(path)
     assert (served.status_code, served.content) == (200, b"hello world")
-    assert served.headers["content-disposition"].startswith("attachment;")
+    assert served.headers["content-disposition"].startswith("inline;")
     assert await offset_of(http, path) == 11
 
 

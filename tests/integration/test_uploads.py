@@ -21,6 +21,7 @@ from tests.integration.uploading import UploadServer, serving
 
 from bongsu.db.columns import clock
 from bongsu.db.models import Upload, UploadLog
+from bongsu.protocol.messages import Principal
 from bongsu.uploads.options import UploadOptions
 from bongsu.uploads.stores import SegmentWriter, Store, StoreFull, StoreUnavailable
 
@@ -442,6 +443,55 @@ async def test_content_is_served_so_that_no_browser_runs_it(serve: Serve, client
         "attachment; filename=\"x__ __.html\"; filename*=UTF-8''x_%3B%20%ED%8C%8C%EC%9D%BC.html"
     ).replace("x__ __", "x_; __")
     assert headers["etag"] == f'"{upload["sha256"]}"'
+
+
+PNG = b"\x89PNG\r\n\x1a\n" + bytes(5000)
+
+
+async def test_only_what_is_harmless_by_its_content_is_shown_and_the_rest_is_saved(
+    serve: Serve, client: httpx.AsyncClient
+) -> None:
+    server = await serve()
+    for content, declared, media_type, kind in (
+        (PNG, "text/html", "image/png", "inline"),
+        (b"<!DOCTYPE html><script>alert(1)</script>", "image/png", "text/html", "attachment"),
+        (b"<svg xmlns='http://www.w3.org/2000/svg'/>", "image/png", "image/svg+xml", "attachment"),
+        (b"MZ" + bytes(100), "image/png", "application/octet-stream", "attachment"),
+        (b"text", "text/html", "text/plain", "inline"),
+    ):
+        answer = await client.put(
+            f"{server.url}/uploads?filename=a.png", content=content, headers={"content-type": declared}
+        )
+        upload = await server.stored(answer.json()["id"])
+        assert (upload["content_type"], upload["media_type"]) == (declared, media_type)
+        headers = (await client.get(f"{server.url}/uploads/{upload['id']}/content")).headers
+        assert headers["content-disposition"].startswith(f"{kind}; filename=")
+        shown = media_type if kind == "inline" else "application/octet-stream"
+        assert headers["content-type"].partition(";")[0] == shown
+        assert headers["content-security-policy"] == "sandbox; default-src 'none'"
+        assert headers["x-content-type-options"] == "nosniff"
+
+
+async def test_types_that_are_not_on_the_list_are_refused_by_their_content(
+    serve: Serve, client: httpx.AsyncClient
+) -> None:
+    server = await serve(options=UploadOptions(allowed_types=["image/*", "application/pdf"]))
+    assert (await client.post(f"{server.url}/uploads", **form(PNG))).status_code == 202
+    for content in (b"tiny", b"MZ\x90\x00" + bytes(3 * MIB)):
+        files = {"file": ("a.png", content, "image/png")}
+        response = await client.post(f"{server.url}/uploads", files=files)
+        assert (response.status_code, response.json()["code"]) == (415, "type_not_allowed")
+    assert await rows(server) == 1
+    # In pieces too small to tell anything, the job finds out.
+    record = await server.service.create(filename="a", content_type="image/png", owner="", length=6)
+    for offset in (0, 3):
+        async with server.service.append(record.id, offset=offset, principal=Principal()) as sink:
+            await sink.write(b"abc")
+            await sink.finish()
+    event = await server.until(lambda event: event["upload"].get("state") == "failed")
+    assert event["upload"]["error"] == ("Rejected: The content is text/plain, and that is not accepted here.")
+    response = await client.get(f"{server.url}/uploads/{record.id}/content")
+    assert (response.status_code, response.json()["code"]) == (409, "upload_not_stored")
 
 
 async def test_content_is_served_in_parts_and_only_when_it_changed(

@@ -19,7 +19,8 @@ from bongsu.uploads.stores import Reader
 __all__ = ["content_response"]
 
 _CHUNK: Final = 256 * 1024
-# The type is the uploader's word. These run no script in any browser; the rest is plain bytes.
+# By content, not by the uploader's word. These run no script in any browser, and are shown; the rest are
+# plain bytes to be saved.
 _SAFE_TYPES: Final = frozenset(
     {"image/png", "image/jpeg", "image/gif", "image/webp", "audio/mpeg", "video/mp4", "text/plain"}
 )
@@ -80,10 +81,10 @@ async def _chunks(reader: Reader, start: int, end: int) -> AsyncIterator[bytes]:
 
 def _headers(record: UploadRecord) -> dict[str, str]:
     assert record.stored_at is not None  # only stored content is served
-    media_type = record.content_type if record.content_type in _SAFE_TYPES else OCTET_STREAM
+    safe = record.media_type is not None and record.media_type in _SAFE_TYPES
     return {
-        "content-type": media_type,
-        "content-disposition": _attachment(record.filename),
+        "content-type": record.media_type if safe and record.media_type else OCTET_STREAM,
+        "content-disposition": _disposition("inline" if safe else "attachment", record.filename),
         "content-security-policy": "sandbox; default-src 'none'",
         "x-content-type-options": "nosniff",
         "cross-origin-resource-policy": "same-origin",
@@ -95,12 +96,12 @@ def _headers(record: UploadRecord) -> dict[str, str]:
     }
 
 
-def _attachment(filename: str) -> str:
+def _disposition(kind: str, filename: str) -> str:
     """RFC 6266 §4.3: a plain name for the old, the whole name (RFC 8187) for the rest."""
     plain = (
         filename.encode("ascii", "replace").decode().replace("?", "_").replace("\\", "_").replace('"', "_")
     )
-    return f"attachment; filename=\"{plain}\"; filename*=UTF-8''{quote(filename, safe='')}"
+    return f"{kind}; filename=\"{plain}\"; filename*=UTF-8''{quote(filename, safe='')}"
 
 
 def _matches(if_none_match: str, etag: str) -> bool:

@@ -94,6 +94,9 @@ class Upload(Table, table=True):
     id: str = Field(primary_key=True, sa_type=String(32))
     filename: str = Field(sa_type=String(255), description="For display only; never part of a storage key")
     content_type: str = Field(sa_type=String(127), description="As the client declared it")
+    media_type: str | None = Field(
+        default=None, sa_type=String(127), description="What its first bytes say; known once stored"
+    )
     state: str = Field(sa_type=String(16), description="An UploadState")
     epoch: int = Field(default=1)
     holder: str | None = Field(

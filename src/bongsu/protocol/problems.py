@@ -53,6 +53,7 @@ TUS_VERSION_UNSUPPORTED: Final = ProblemKind("tus_version_unsupported", 412, "On
 CHECKSUM_MISMATCH: Final = ProblemKind("checksum_mismatch", 460, "The bytes are not those that were sent")
 UPLOAD_NOT_STORED: Final = ProblemKind("upload_not_stored", 409, "The upload is not stored yet")
 UPGRADE_REQUIRED: Final = ProblemKind("upgrade_required", 426, "This is a WebSocket endpoint")
+TYPE_NOT_ALLOWED: Final = ProblemKind("type_not_allowed", 415, "Files of this type are not accepted")
 UNSUPPORTED_MEDIA_TYPE: Final = ProblemKind("unsupported_media_type", 415, "This type is not accepted")
 RANGE_NOT_SATISFIABLE: Final = ProblemKind("range_not_satisfiable", 416, "The range lies outside the file")
 INTERNAL: Final = ProblemKind("internal", 500, "Something broke here; it has been logged")

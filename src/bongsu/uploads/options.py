@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
-from pydantic import BaseModel, ConfigDict, Field
+import re
+from typing import Final
+
+from pydantic import BaseModel, ConfigDict, Field, field_validator
+
+_TYPE: Final = re.compile(r"[a-z0-9!#$&^_.+-]+/(?:[a-z0-9!#$&^_.+-]+|\*)|\*/\*", re.ASCII)
 
 
 class UploadOptions(BaseModel):
@@ -23,6 +28,10 @@ class UploadOptions(BaseModel):
         256 * 1024**2,
         ge=0,
         description="Free bytes of the storage below which nothing is accepted; 0 = do not look",
+    )
+    allowed_types: list[str] = Field(
+        default_factory=list,
+        description="Types of files that are accepted, by their content, such as image/*; none = all",
     )
     read_timeout: float = Field(
         60.0, gt=0, description="Seconds without a byte of a body after which its request ends"
@@ -50,3 +59,12 @@ class UploadOptions(BaseModel):
     jobs_at_once: int = Field(2, gt=0, description="Files that one replica finishes at the same time")
     job_poll: float = Field(5.0, gt=0, description="Seconds between looks for jobs that nobody rang for")
     job_lease: float = Field(30.0, ge=1, description="Seconds after which a dead replica's job is taken over")
+
+    @field_validator("allowed_types")
+    @classmethod
+    def _are_types(cls, types: list[str]) -> list[str]:
+        types = [each.strip().lower() for each in types]
+        for each in types:
+            if _TYPE.fullmatch(each) is None:
+                raise ValueError(f"“{each}” is not a type; write image/png or image/*")
+        return types

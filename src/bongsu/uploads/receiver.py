@@ -25,8 +25,9 @@ from bongsu.uploads.events import channel_of, progress_event, tell_changed
 from bongsu.uploads.options import UploadOptions
 from bongsu.uploads.record import UploadRecord
 from bongsu.uploads.stores.base import SegmentWriter, Store, StoreError, segment_key
-from bongsu.uploads.tasks import FINISH
+from bongsu.uploads.tasks import FINISH, not_allowed
 from bongsu.uploads.tus import Checksum
+from bongsu.uploads.types import HEAD, is_allowed, sniff
 
 __all__ = ["Means", "Receiver", "Sink", "Stored", "taken", "too_large"]
 
@@ -147,7 +148,7 @@ class Receiver:
     async def finish(self) -> UploadRecord:
         async with self._lock:
             self._check()
-            await self._flush()
+            await self._flush(last=True)
             if self._checksum is not None:
                 assert self._hasher is not None
                 if not self._checksum.matches(self._hasher):
@@ -198,11 +199,13 @@ class Receiver:
         if self._ended is not None:
             raise self._ended
 
-    async def _flush(self) -> None:
+    async def _flush(self, *, last: bool = False) -> None:
         # A new one: clear() would keep the capacity of the largest batch for the whole upload.
         batch, self._batch = self._batch, bytearray()
         if not batch:
             return
+        if self._base + self._written == 0 and not self._upload.partial:
+            self._check_type(batch, whole=last and self._whole)
         try:
             await (await self._segment()).write(batch)
         except BaseException as error:
@@ -216,6 +219,14 @@ class Receiver:
                 await asyncio.to_thread(digest.update, batch)
             else:
                 digest.update(batch)
+
+    def _check_type(self, head: bytearray, *, whole: bool) -> None:
+        """Refuse early what is not allowed. Too few bytes say nothing: the job looks again."""
+        if whole or len(head) >= HEAD:
+            media_type = sniff(bytes(head[:HEAD]), self._upload.content_type)
+            if not is_allowed(media_type, self._means.options.allowed_types):
+                self._ended = Problem(problems.TYPE_NOT_ALLOWED, not_allowed(media_type))
+                raise self._ended
 
     async def _segment(self) -> SegmentWriter:
         if self._writer is None:

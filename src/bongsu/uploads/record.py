@@ -24,6 +24,9 @@ class UploadRecord(BaseModel):
     """Bytes it will have; null while nobody has said so."""
     sha256: str | None
     content_type: str
+    """As its sender declared it."""
+    media_type: str | None
+    """What its first bytes say it is; known once stored."""
     state: UploadState
     owner: str | None
     """User id; "" when anonymous, null for the API key's holder."""

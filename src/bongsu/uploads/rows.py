@@ -242,7 +242,7 @@ async def process(session: AsyncSession, upload_id: str) -> Upload | None:
 
 
 async def store(
-    session: AsyncSession, upload_id: str, *, key: str, sha256: str, finished_by: str
+    session: AsyncSession, upload_id: str, *, key: str, sha256: str, media_type: str, finished_by: str
 ) -> Upload | None:
     """processing → stored; its parts may go. None: it is gone, or on its way out."""
     parts = update(Upload).where(col(Upload.part_of) == upload_id).values(expires_at=clock())
@@ -253,6 +253,7 @@ async def store(
         state="stored",
         storage_key=key,
         sha256=sha256,
+        media_type=media_type,
         finished_by=finished_by,
         stored_at=clock(),
         error=None,

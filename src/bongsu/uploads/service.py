@@ -106,7 +106,14 @@ class UploadService:
 
     def handlers(self) -> Mapping[str, Handler]:
         """The jobs of uploads, by kind, for this replica's worker."""
-        finish = FinishUpload(self._database, self._store, self._jobs, self.hooks, self._replica)
+        finish = FinishUpload(
+            self._database,
+            self._store,
+            self._jobs,
+            self.hooks,
+            self._replica,
+            self.options.allowed_types,
+        )
         return {FINISH: finish}
 
     def ring(self) -> None:

@@ -19,8 +19,9 @@ from bongsu.uploads.events import tell_changed
 from bongsu.uploads.hooks import HookFailed, Hooks
 from bongsu.uploads.record import UploadRecord
 from bongsu.uploads.stores.base import BATCH, Piece, Store, StoreError, object_key
+from bongsu.uploads.types import HEAD, is_allowed, sniff
 
-__all__ = ["FINISH", "FinishUpload"]
+__all__ = ["FINISH", "FinishUpload", "not_allowed"]
 
 log = structlog.stdlib.get_logger(__name__)
 
@@ -41,12 +42,14 @@ class FinishUpload:
         jobs: Queue,
         hooks: Hooks,
         replica: str,
+        allowed_types: Sequence[str] = (),
     ) -> None:
         self._database = database
         self._store = store
         self._jobs = jobs
         self._hooks = hooks
         self._replica = replica
+        self._allowed_types = allowed_types
 
     async def run(self, lease: Lease) -> None:
         async with self._database.transaction() as session:
@@ -59,9 +62,11 @@ class FinishUpload:
         key = object_key(upload.id, lease.attempt)
         try:
             await self._store.compose(pieces, key)
-            sha256 = await self._hash(key, upload)
-            await self._ask_hooks(upload, key, sha256)
-            await self._commit(lease, key, sha256)
+            media_type, sha256 = await self._examine(key, upload)
+            if not is_allowed(media_type, self._allowed_types):
+                raise Rejected(not_allowed(media_type))
+            await self._ask_hooks(upload, key, sha256, media_type)
+            await self._commit(lease, key, sha256, media_type)
         except (LeaseLost, Rejected, HookFailed):
             # Only where it is certain that this is not the winner: a commit may have happened whose answer
             # was lost.
@@ -70,25 +75,27 @@ class FinishUpload:
         # Only now: until that commit the segments are what the next attempt starts from.
         await self._clean(pieces, upload.id, before=lease.attempt)
 
-    async def _hash(self, key: str, upload: Upload) -> str:
-        """SHA-256 of the object in hex. Raises `StoreError` unless it has the upload's size."""
+    async def _examine(self, key: str, upload: Upload) -> tuple[str, str]:
+        """What the object is, and its SHA-256 in hex. Raises `StoreError` unless it has the upload's size."""
         size = upload.size
         digest = hashlib.sha256()
         reader = await self._store.open(key)
         try:
             if reader.size != size:
                 raise StoreError(f"the file has {reader.size} bytes in the store instead of {size}")
+            media_type = sniff(await reader.read(0, HEAD), upload.content_type)
             if upload.sha256 is not None:  # made while it was received: one request brought all of it
-                return upload.sha256
+                return media_type, upload.sha256
             for offset in range(0, size, BATCH):
                 await asyncio.to_thread(digest.update, await reader.read(offset, BATCH))
         finally:
             await reader.close()
-        return digest.hexdigest()
+        return media_type, digest.hexdigest()
 
-    async def _ask_hooks(self, upload: Upload, key: str, sha256: str) -> None:
+    async def _ask_hooks(self, upload: Upload, key: str, sha256: str, media_type: str) -> None:
         """Raises as `Hooks.run` does. Until the next attempt the upload says which hook failed."""
-        record = UploadRecord.of(upload, None).model_copy(update={"sha256": sha256})
+        known = {"sha256": sha256, "media_type": media_type}
+        record = UploadRecord.of(upload, None).model_copy(update=known)
         try:
             await self._hooks.run(record, self._store, key)
         except HookFailed as error:
@@ -98,12 +105,17 @@ class FinishUpload:
                     await tell_changed(session, held)
             raise
 
-    async def _commit(self, lease: Lease, key: str, sha256: str) -> None:
+    async def _commit(self, lease: Lease, key: str, sha256: str, media_type: str) -> None:
         """The one transaction: job done, upload stored, log row and event written. Raises `LeaseLost`."""
         async with self._database.transaction() as session:
             await self._jobs.complete(session, lease)
             upload = await rows.store(
-                session, _upload(lease), key=key, sha256=sha256, finished_by=self._replica
+                session,
+                _upload(lease),
+                key=key,
+                sha256=sha256,
+                media_type=media_type,
+                finished_by=self._replica,
             )
             if upload is None:
                 raise LeaseLost(f"upload {lease.upload_id} is gone")
@@ -154,6 +166,11 @@ class FinishUpload:
 
     async def gave_up(self, lease: Lease) -> None:
         """Nothing is left to do: the event went with the transaction."""
+
+
+def not_allowed(media_type: str) -> str:
+    """Why a file of that type is refused, for its sender."""
+    return f"The content is {media_type}, and that is not accepted here."
 
 
 def _upload(lease: Lease) -> str:

@@ -18,6 +18,7 @@ _DAY = 24 * 3600.0
 def upgrade() -> None:
     # Column by column: alembic's batch mode would drop and refill SQLite's table, and take the jobs with it.
     for column in (
+        sa.Column("media_type", sa.String(127)),
         sa.Column("holder", sa.String(255)),
         sa.Column("length", sa.BigInteger()),
         sa.Column("reserved", sa.BigInteger(), nullable=False, server_default=sa.text("0")),
@@ -87,7 +88,7 @@ def downgrade() -> None:
         op.drop_index(index, "upload")
     for name in (
         *("expires_at", "idempotency", "part_number", "part_of", "parts", "partial"),
-        *("upload_metadata", "resumable", "reserved", "length", "holder"),
+        *("upload_metadata", "resumable", "reserved", "length", "holder", "media_type"),
     ):
         op.drop_column("upload", name)
     op.create_index("ix_upload_state_touched_at", "upload", ["state", "touched_at"])
