@@ -16,18 +16,18 @@ path = Path(sys.argv[1])
 
 client = TusClient(f"{url}/files/", headers={"Authorization": f"Bearer {token}"} if token else {})
 storage = FileStorage("uploads.json")
+uploader = client.uploader(
+    str(path),
+    chunk_size=16 * 1024 * 1024,  # this client reads a chunk into memory
+    metadata={"filename": path.name},
+    upload_checksum=True,
+    retries=5,
+    retry_delay=2,
+    store_url=True,
+    url_storage=storage,
+)
+uploader.upload()
+# So that the same file can be uploaded again.
 with path.open("rb") as file:
-    uploader = client.uploader(
-        file_stream=file,
-        chunk_size=16 * 1024 * 1024,  # this client reads a chunk into memory
-        metadata={"filename": path.name},
-        upload_checksum=True,
-        retries=5,
-        retry_delay=2,
-        store_url=True,
-        url_storage=storage,
-    )
-    uploader.upload()
-    # So that the same file can be uploaded again.
-    storage.remove_item(uploader.fingerprinter.get_fingerprint(uploader.get_file_stream()))
+    storage.remove_item(uploader.fingerprinter.get_fingerprint(file))
 print(uploader.url.rpartition("/")[2])

@@ -46,6 +46,8 @@ SETTINGS = {
     "BONGSU_CLIENT__SUBSCRIBE_TO_USER_PERSONAL_CHANNEL__ENABLED": "true",
     "BONGSU_HTTP_STREAM__ENABLED": "true",
     "BONGSU_SSE__ENABLED": "true",
+    # A page may upload from another port of this machine, which is another origin.
+    "BONGSU_ALLOWED_ORIGINS": '["http://127.0.0.1:*"]',
     # So short that a test can wait for it.
     "BONGSU_CLIENT__EXPIRED_CLOSE_DELAY": "1s",
     "BONGSU_CLIENT__EXPIRED_SUB_CLOSE_DELAY": "1s",

@@ -11,10 +11,12 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import IO
 
+import httpx
 import jwt
 import pytest
 from deploy.cluster import REPOSITORY
-from tests.servers import RunningServer
+from tests.faults import Fault, FaultProxy
+from tests.servers import RunningServer, wait_until
 
 EXAMPLES = REPOSITORY / "examples"
 # How long one chat may take. Far more than it takes: a loaded machine is no failure.
@@ -111,3 +113,55 @@ def test_a_chat_in_node_and_one_in_python_hear_each_other_and_a_backend(
     for chatter in (ada, bob):
         chatter.sees("somebody: The beacon is lit.")
         chatter.leaves()
+
+
+MIB = 2**20
+_WHOLE = Fault("cut", after=2**60)
+
+
+@pytest.mark.parametrize(
+    ("example", "faults"),
+    [
+        # One connection for all that it asks.
+        ("upload.mjs", [Fault("stall", after=17 * MIB)]),
+        # One for each request: the creation, a chunk, and the next one.
+        ("upload.py", [_WHOLE, _WHOLE, Fault("stall", after=MIB)]),
+    ],
+)
+def test_a_file_is_uploaded_with_either_client_and_goes_on_where_it_was(
+    server: RunningServer, tmp_path: Path, example: str, faults: list[Fault]
+) -> None:
+    """setup: an upload that hangs in the middle. do: kill it; the same again. expect: one upload, whole."""
+    (tmp_path / "upload.mjs").write_text((EXAMPLES / "upload.mjs").read_text())
+    (tmp_path / "node_modules").symlink_to(REPOSITORY / "tests" / "sdk" / "node_modules")
+    content = os.urandom(20 * MIB)
+    (tmp_path / "봉수.bin").write_bytes(content)
+    program = [sys.executable, str(EXAMPLES / example)] if example.endswith("py") else ["node", example]
+    token = jwt.encode({"sub": "ada"}, SECRET, algorithm="HS256")
+    with FaultProxy(server.port) as line:
+        command = [*program, "봉수.bin"]
+        env = {**os.environ, "BONGSU_URL": line.url, "BONGSU_ACCESS_TOKEN": token}
+        line.break_next(*faults)
+        with subprocess.Popen(command, cwd=tmp_path, env=env, stderr=subprocess.DEVNULL) as first:
+            wait_until(lambda: line.happened == 1, within=_PATIENCE, what="the upload hangs")
+            first.kill()
+        second = subprocess.run(
+            command,
+            cwd=tmp_path,
+            env=env,
+            stdout=subprocess.PIPE,
+            text=True,
+            timeout=_PATIENCE,
+            check=True,
+        )
+    headers = {"Authorization": f"Bearer {token}"}
+    with httpx.Client(base_url=server.url, headers=headers) as http:
+        (record,) = http.get("/uploads").json()["uploads"]
+        assert record["id"] == second.stdout.strip()
+        assert (record["owner"], record["filename"], record["size"]) == ("ada", "봉수.bin", 20 * MIB)
+
+        def stored() -> bool:
+            return bool(http.get(f"/uploads/{record['id']}").json()["state"] == "stored")
+
+        wait_until(stored, within=_PATIENCE, what="it is stored")
+        assert http.get(f"/files/{record['id']}").content == content
