@@ -28,10 +28,10 @@ from bongsu.api.tus import tus_router
 from bongsu.api.uploads import uploads_router
 from bongsu.auth import TokenVerifier
 from bongsu.brokers import Broker, adapt, broker_from_url
-from bongsu.brokers.base import Appended, BrokerError, Relayed
+from bongsu.brokers.base import Appended, BrokerError, Relayed, Streams
 from bongsu.db.migrate import migrate, require_migrated
 from bongsu.db.outbox import Outbox
-from bongsu.db.session import Database
+from bongsu.db.session import Database, DatabaseUnavailable
 from bongsu.jobs import admin
 from bongsu.jobs.application import JobFunction, Jobs
 from bongsu.jobs.queue import Queue
@@ -39,7 +39,7 @@ from bongsu.jobs.relay import Relay, Unpublishable
 from bongsu.jobs.worker import Worker
 from bongsu.metrics import Metrics
 from bongsu.node.admission import Admission, headers_of
-from bongsu.node.channels import BROADCAST, ChannelError, Channels
+from bongsu.node.channels import BROADCAST, ChannelError, Channels, uploads_options
 from bongsu.node.control_plane import ControlPlane
 from bongsu.node.handlers import Handlers
 from bongsu.node.node import Node
@@ -99,7 +99,12 @@ class Bongsu:
         )
         self.handlers = Handlers()
         self._channels = channels = Channels(
-            settings.channels.without_namespace, settings.channels.namespaces, settings.channels
+            settings.channels.without_namespace,
+            settings.channels.namespaces,
+            settings.channels,
+            uploads=uploads_options(
+                open_to_all=settings.dev, recoverable=isinstance(self.node.broker, Streams)
+            ),
         )
         self._admission = Admission(
             verifier=self._tokens,
@@ -125,6 +130,7 @@ class Bongsu:
             metrics,
             channel_max_length=settings.channels.max_length,
             anonymous=settings.dev,
+            owns_upload=self._owns_upload,
         )
         self._control = control = self.node.serve_control(LocalTarget(self._services))
         self._sockets, self._streams = _client_transports(settings, self._services, control, handshakes)
@@ -132,6 +138,7 @@ class Bongsu:
             self.node,
             channels,
             PlainPermissions(channels, open_to_all=settings.dev, insecure=settings.client.insecure),
+            self._services,
             self._admission,
             handshakes,
             settings.client,
@@ -162,6 +169,7 @@ class Bongsu:
             settings.replica,
             settings.upload,
             ask=self._ask_to_let_go,
+            open_to_all=settings.dev,
         )
         control.serve_uploads(self._uploads.let_go)
         self._worker = Worker(
@@ -313,6 +321,14 @@ class Bongsu:
 
     def _check_channel(self, channel: str) -> None:
         self._channels.rules(channel)
+
+    async def _owns_upload(self, upload_id: str, user: str) -> bool:
+        try:
+            return await self._uploads.may_read(upload_id, Principal(user=user))
+        except DatabaseUnavailable as error:
+            raise Problem(
+                problems.DATABASE_UNAVAILABLE, "Whose upload it is cannot be looked up.", retry_after=1
+            ) from error
 
     def _publish_relayed(self, channel: str, data: bytes, relayed: Relayed) -> asyncio.Future[Appended]:
         try:

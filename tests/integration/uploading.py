@@ -103,6 +103,7 @@ async def serving(
     replica: str = "r1",
     wrap: Callable[[Store], Store] = lambda store: store,
     working: bool = True,
+    open_to_all: bool = True,
 ) -> AsyncIterator[UploadServer]:
     """Run it; `working=False` leaves the worker out, as on a replica that died right after it answered."""
     options = options or UploadOptions()
@@ -125,7 +126,7 @@ async def serving(
 
     relay = Relay(database, publish_relayed, settle, Metrics(), replica, poll=0.1)
     database.on_publication = relay.ring
-    service = UploadService(database, store, queue, publish, replica, options)
+    service = UploadService(database, store, queue, publish, replica, options, open_to_all=open_to_all)
     worker = Worker(database, queue, service.handlers(), poll=0.2, chores=[service.sweep])
     app = FastAPI()
     install_error_handlers(app)

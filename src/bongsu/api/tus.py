@@ -243,8 +243,8 @@ class _Files:
 
     async def content(self, request: Request, upload_id: str) -> Response:
         """The file, once it is stored: the same as at `/uploads/{upload_id}/content`."""
-        await self._authorize(request)
-        return await content_response(request, *await self._service.open(upload_id))
+        principal = await self._authorize(request)
+        return await content_response(request, *await self._service.open(upload_id, principal))
 
     async def _receive(
         self, request: Request, upload_id: str, principal: Principal, wanted: tus.Append

@@ -221,19 +221,19 @@ def uploads_router(service: UploadService, authorize: Callable[..., Awaitable[Pr
         limit: Annotated[int, Query(ge=1, le=200)] = 50,
         cursor: Annotated[str | None, Query(max_length=256, description="`next` of the page before")] = None,
     ) -> UploadPage:
-        """The upload log: uploads of every state, newest first."""
-        records = await service.page(limit + 1, None if cursor is None else _decoded(cursor))
+        """The upload log: the caller's uploads of every state, newest first; with the API key everybody's."""
+        records = await service.page(limit + 1, None if cursor is None else _decoded(cursor), principal)
         shown = records[:limit]
         return UploadPage(uploads=shown, next=_encoded(shown[-1]) if len(records) > limit else None)
 
-    @router.get("/uploads/{upload_id}", responses=problem_responses(problems.NOT_FOUND))
+    @router.get("/uploads/{upload_id}", responses=problem_responses(problems.FORBIDDEN, problems.NOT_FOUND))
     async def get_upload(upload_id: str, principal: Caller) -> UploadRecord:
         """One upload: how far it is, and once stored its hash and times."""
-        return await service.get(upload_id)
+        return await service.get(upload_id, principal)
 
     async def content(request: Request, upload_id: str, principal: Caller) -> Response:
         """The file. Serves `Range`, `If-Range` and `If-None-Match`; always as an attachment."""
-        record, reader = await service.open(upload_id)
+        record, reader = await service.open(upload_id, principal)
         return await content_response(request, record, reader)
 
     router.add_api_route(
@@ -245,7 +245,10 @@ def uploads_router(service: UploadService, authorize: Callable[..., Awaitable[Pr
             200: {"description": "The file", "content": {"application/octet-stream": {}}},
             206: {"description": "The part of it that was asked for"},
             **problem_responses(
-                problems.NOT_FOUND, problems.UPLOAD_NOT_STORED, problems.RANGE_NOT_SATISFIABLE
+                problems.FORBIDDEN,
+                problems.NOT_FOUND,
+                problems.UPLOAD_NOT_STORED,
+                problems.RANGE_NOT_SATISFIABLE,
             ),
         },
     )

@@ -242,7 +242,8 @@ class ChannelRules:
     """What holds for one channel: the options of its namespace, and what its name says.
 
     `private`: one comes in only by a token. `users`: the channel is limited to these; None = it is not.
-    `read_only`: clients never publish here.
+    `read_only`: clients never publish here. `upload`: the id of the upload that the channel is about; its
+    owner may subscribe, which is for `Services.owns_upload` to say.
     """
 
     name: str
@@ -250,6 +251,7 @@ class ChannelRules:
     private: bool = False
     users: frozenset[str] | None = None
     read_only: bool = False
+    upload: str | None = None
 
 
 class Channels:
@@ -260,8 +262,11 @@ class Channels:
         without_namespace: ChannelOptions,
         namespaces: Mapping[str, ChannelOptions],
         names: NameOptions | None = None,
+        *,
+        uploads: ChannelOptions | None = None,
     ) -> None:
-        """`namespaces` by their names."""
+        """`namespaces` by their names. `uploads`: options of the built-in namespace; None: all are off."""
+        self._uploads = uploads or ChannelOptions()
         self._names = names or NameOptions()
         self._without_namespace = without_namespace
         self._namespaces = namespaces
@@ -285,13 +290,16 @@ class Channels:
         private = channel.startswith(names.private_prefix)
         bare = channel.removeprefix(names.private_prefix)
         read_only = bare.startswith(_UPLOADS_PREFIX)  # whatever the boundary is: its publisher does not know
-        options, rest = (_UPLOADS_OPTIONS, bare) if read_only else self._find(bare)
+        options, rest = (self._uploads, bare) if read_only else self._find(bare)
         _check_characters(channel, rest, options.channel_regex)
         users: frozenset[str] | None = None
         if options.allow_user_limited_channels and names.user_boundary in channel:
             listed = channel.rpartition(names.user_boundary)[2].split(names.user_separator)
             users = frozenset(listed) - {""}  # the anonymous user is nobody to be listed
-        return ChannelRules(channel, options, private, users, read_only)
+        upload: str | None = None
+        if channel.startswith(_UPLOADS_PREFIX) and channel != UPLOADS_FEED:
+            upload = channel.removeprefix(_UPLOADS_PREFIX)
+        return ChannelRules(channel, options, private, users, read_only, upload)
 
     def options(self, channel: str) -> ChannelOptions:
         """The options of `channel`. Raises `BadChannelName` or `UnknownNamespace`."""
@@ -332,8 +340,25 @@ def _check_characters(channel: str, rest: str, regex: str | None) -> None:
         raise BadChannelName("the channel name does not match the channel_regex of its namespace")
 
 
+def uploads_options(*, open_to_all: bool, recoverable: bool) -> ChannelOptions:
+    """Of the built-in namespace. Without `open_to_all` (`--dev`) only a token, or an upload's owner, gets in.
+
+    `recoverable`: who comes back within a while sees what was told meanwhile, above all an upload's end.
+    """
+    return ChannelOptions(
+        allow_subscribe_for_client=open_to_all,
+        allow_subscribe_for_anonymous=open_to_all,
+        history_size=_UPLOADS_KEPT if recoverable else 0,
+        history_ttl=_UPLOADS_KEPT_FOR if recoverable else 0.0,
+        # There is a channel for each upload: their positions are not kept as long as others.
+        history_meta_ttl=86_400.0,
+        force_recovery=recoverable,
+    )
+
+
+_UPLOADS_KEPT: Final = 256  # publications: of one upload its progress for a minute, and then its end
+_UPLOADS_KEPT_FOR: Final = 600.0  # seconds
 _UPLOADS_PREFIX: Final = f"{UPLOADS_NAMESPACE}:"
-_UPLOADS_OPTIONS: Final = ChannelOptions(allow_subscribe_for_client=True, allow_subscribe_for_anonymous=True)
 _OPEN_TO_WHOEVER_CONNECTS: Final[Mapping[str, object]] = {
     "allow_subscribe_for_client": True,
     "allow_subscribe_for_anonymous": True,

@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Coroutine
+from collections.abc import Awaitable, Callable, Coroutine
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from bongsu.auth import TokenVerifier
 from bongsu.metrics import Metrics
-from bongsu.node.channels import Channels
+from bongsu.node.channels import ChannelRules, Channels
 from bongsu.node.client import ClientOptions
 from bongsu.node.handlers import Handlers
 from bongsu.node.wheel import Wheel
 from bongsu.protocol import errors
 from bongsu.protocol.session import SessionOptions
+
+OwnsUpload: TypeAlias = Callable[[str, str], Awaitable[bool]]
+"""Whether the upload of that id is that user's."""
 
 if TYPE_CHECKING:
     from bongsu.node.connection import Connection
@@ -36,8 +39,9 @@ class Services:
         *,
         channel_max_length: int = 255,
         anonymous: bool = False,
+        owns_upload: OwnsUpload | None = None,
     ) -> None:
-        """`anonymous` (development): clients need no token."""
+        """`anonymous` (development): clients need no token. `owns_upload` None: nobody owns any."""
         self.node = node
         self.channels = channels
         self.tokens = tokens
@@ -45,6 +49,7 @@ class Services:
         self.options = options
         self.handlers = handlers
         self.anonymous = anonymous
+        self._owns_upload = owns_upload
         self.wheel = Wheel()
         self.session_options = SessionOptions(
             ping_interval=options.ping_interval,
@@ -111,6 +116,12 @@ class Services:
 
     def count_users(self) -> int:
         return len(self._of_user)
+
+    async def may_hear_upload(self, channel: ChannelRules, user: str) -> bool:
+        """Whether `channel` is about an upload of `user`. Raises `Problem` when that cannot be found out."""
+        if channel.upload is None or self._owns_upload is None:
+            return False
+        return await self._owns_upload(channel.upload, user)
 
     # Tasks
 

@@ -45,6 +45,7 @@ from bongsu.protocol.messages import (
     SubscribeRequest,
     SubscribeResult,
 )
+from bongsu.protocol.problems import Problem
 
 if TYPE_CHECKING:
     from bongsu.node.connection import Connection
@@ -146,6 +147,8 @@ class Subscriptions:
         )
         if isinstance(refusal, Disconnect):
             raise Ended(refusal)
+        if refusal is errors.ERROR_PERMISSION_DENIED and not request.token:
+            refusal = await self._check_owner(rules)
         if refusal is not None:
             return refusal
         token = None if isinstance(verified, TokenError) else verified
@@ -165,6 +168,15 @@ class Subscriptions:
             if token.expire_at is not None and token.expire_at <= time.time():
                 return errors.ERROR_EXPIRED
         return wish
+
+    async def _check_owner(self, rules: ChannelRules) -> Error | None:
+        """What nobody may hear by its options, the owner of an upload may."""
+        try:
+            owns = await self._services.may_hear_upload(rules, self._connection.user)
+        except Problem as problem:
+            log.warning("it is not known whose an upload is", error=problem.detail)
+            return errors.ERROR_INTERNAL  # temporary: the client asks again by itself
+        return None if owns else errors.ERROR_PERMISSION_DENIED
 
     async def _verified(self, token: str) -> Verified:
         try:

@@ -17,6 +17,7 @@ from bongsu.node.channels import BadChannelName, ChannelRules, Channels, Unknown
 from bongsu.node.client import Client, ClientOptions
 from bongsu.node.node import Node
 from bongsu.node.permissions import PlainPermissions
+from bongsu.node.services import Services
 from bongsu.node.variants import Form
 from bongsu.protocol import problems
 from bongsu.protocol.errors import (
@@ -93,6 +94,7 @@ class PlainTransport:
         node: Node,
         channels: Channels,
         permissions: PlainPermissions,
+        services: Services,
         admission: Admission,
         handshakes: Handshakes,
         options: ClientOptions,
@@ -103,6 +105,7 @@ class PlainTransport:
         self._node = node
         self._channels = channels
         self._permissions = permissions
+        self._services = services
         self._admission = admission
         self._handshakes = handshakes
         self._options = options
@@ -158,7 +161,8 @@ class PlainTransport:
         principal = await self._admission.admit(headers_of(scope), scope["subprotocols"])
         try:
             rules = self._channels.rules(channel)
-            if not self._permissions.may_subscribe(channel, principal):
+            allowed = self._permissions.may_subscribe(channel, principal)
+            if not allowed and not await self._services.may_hear_upload(rules, principal.user):
                 raise Problem(problems.FORBIDDEN, f"You may not subscribe to “{channel}”.")
             return principal, rules, self._permissions.may_publish(channel, principal)
         except BadChannelName as error:

@@ -359,9 +359,16 @@ async def parts_of(session: AsyncSession, upload_id: str) -> list[str]:
     return list((await session.execute(parts)).scalars())
 
 
-async def page(session: AsyncSession, limit: int, before: Cursor | None) -> list[UploadRecord]:
-    """Up to `limit` uploads, newest first, older than the cursor; parts of concatenations are not told."""
+async def page(
+    session: AsyncSession, limit: int, before: Cursor | None, owner: str | None
+) -> list[UploadRecord]:
+    """Up to `limit` uploads of `owner` (None: of all), newest first, older than the cursor.
+
+    Parts of concatenations are not told.
+    """
     newest = _with_log().where(col(Upload.partial).is_(False))
+    if owner is not None:
+        newest = newest.where(col(Upload.owner) == owner)
     newest = newest.order_by(col(Upload.created_at).desc(), col(Upload.id).desc()).limit(limit)
     if before is not None:
         moment = before[0].astimezone(UTC)

@@ -79,8 +79,9 @@ class UploadService:
         options: UploadOptions,
         *,
         ask: Ask | None = None,
+        open_to_all: bool = False,
     ) -> None:
-        """`ask` None: there are no other replicas."""
+        """`ask` None: there are no other replicas. `open_to_all` (`--dev`): anybody may read any upload."""
         self.options = options
         self.hooks = Hooks()
         self._database = database
@@ -90,6 +91,7 @@ class UploadService:
         self._publish = publish
         self._replica = replica
         self._ask = ask
+        self._open_to_all = open_to_all
         self._arriving = 0
         self._held: dict[str, Receiver] = {}
         self._removal = Removal(database, store, options)
@@ -490,21 +492,41 @@ class UploadService:
 
     # What is there
 
-    async def page(self, limit: int, before: rows.Cursor | None) -> list[UploadRecord]:
-        """Up to `limit` uploads of every state, newest first, older than `before`."""
+    async def page(self, limit: int, before: rows.Cursor | None, principal: Principal) -> list[UploadRecord]:
+        """Up to `limit` uploads that `principal` may read, of every state, newest first, older than `before`.
+
+        Anonymous users share a name, and are told of nobody's: each knows the ids of its own.
+        """
+        owner = None if principal.trusted or self._open_to_all else principal.user
+        if owner == "":
+            return []
         async with self._database.session() as session:
-            return await rows.page(session, limit, before)
+            return await rows.page(session, limit, before, owner)
 
-    async def get(self, upload_id: str) -> UploadRecord:
-        """Raises `Problem(NOT_FOUND)`."""
-        return UploadRecord.of(*await self._find(upload_id))
+    async def get(self, upload_id: str, principal: Principal) -> UploadRecord:
+        """Raises `Problem(NOT_FOUND)`, `Problem(FORBIDDEN)`."""
+        return UploadRecord.of(*await self._readable(upload_id, principal))
 
-    async def open(self, upload_id: str) -> tuple[UploadRecord, Reader]:
+    async def may_read(self, upload_id: str, principal: Principal) -> bool:
+        """Whether `get` would answer. Raises `DatabaseUnavailable`."""
+        try:
+            await self._readable(upload_id, principal)
+        except Problem:
+            return False
+        return True
+
+    async def _readable(self, upload_id: str, principal: Principal) -> tuple[Upload, UploadLog | None]:
+        upload, entry = await self._find(upload_id)
+        if not self._open_to_all:
+            _check_owner(upload.owner, principal)
+        return upload, entry
+
+    async def open(self, upload_id: str, principal: Principal) -> tuple[UploadRecord, Reader]:
         """The upload and its content; the caller closes the reader.
 
-        Raises `Problem(NOT_FOUND)`, `Problem(UPLOAD_NOT_STORED)`, `StoreError`.
+        Raises `Problem`: `NOT_FOUND`, `FORBIDDEN`, `UPLOAD_NOT_STORED`; `StoreError`.
         """
-        upload, entry = await self._find(upload_id)
+        upload, entry = await self._readable(upload_id, principal)
         record, key = UploadRecord.of(upload, entry), upload.storage_key
         if record.state != "stored" or key is None:
             why = f" {record.error}" if record.error else ""
@@ -516,8 +538,8 @@ class UploadService:
 
         Raises `Problem(NOT_FOUND)`, `Problem(FORBIDDEN)`, `StoreError` (call again then).
         """
-        record = await self.get(upload_id)
-        _check_owner(record.owner, principal)
+        upload, _ = await self._find(upload_id)
+        _check_owner(upload.owner, principal)
         if not await self._removal.remove((col(Upload.id) == upload_id) & col(Upload.part_of).is_(None)):
             found, _ = await self._find(upload_id)
             if found.part_of is not None:

@@ -14,6 +14,7 @@ from bongsu.node.channels import (
     Channels,
     NameOptions,
     UnknownNamespace,
+    uploads_options,
 )
 from bongsu.protocol.errors import ERROR_BAD_REQUEST, ERROR_UNKNOWN_CHANNEL
 
@@ -169,6 +170,23 @@ def test_the_channels_of_uploads_are_read_only_whatever_the_boundaries_are(name:
     assert other.rules("uploads:feed").read_only
     with pytest.raises(UnknownNamespace):
         other.rules("uploads/feed")
+
+
+@pytest.mark.parametrize(
+    ("name", "upload"),
+    [("uploads:1", "1"), ("uploads:feed", None), ("$uploads:1", None), ("lobby", None), ("news:1", None)],
+)
+def test_a_channel_says_which_upload_it_is_about(name: str, upload: str | None) -> None:
+    """Not a private one: that takes a token, whoever owns what."""
+    channels = Channels(ChannelOptions(), {"news": ChannelOptions()})
+    assert channels.rules(name).upload == upload
+
+
+@pytest.mark.parametrize("recoverable", [False, True])
+def test_the_channels_of_uploads_can_be_recovered_where_the_broker_can(recoverable: bool) -> None:
+    options = uploads_options(open_to_all=False, recoverable=recoverable)
+    assert (options.has_history, options.force_recovery) == (recoverable, recoverable)
+    assert Channels(ChannelOptions(), {}, uploads=options).rules("uploads:feed").options is options
 
 
 def test_the_broadcast_channel_stays_open_and_keeps_the_other_options() -> None:

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from bongsu.auth import ChannelOverride, InvalidToken, KeysUnavailable, SubscriptionToken, TokenExpired
-from bongsu.node.channels import ChannelOptions, Channels, UnknownNamespace
+from bongsu.node.channels import ChannelOptions, Channels, UnknownNamespace, uploads_options
 from bongsu.node.permissions import (
     NO_OVERRIDE,
     PlainPermissions,
@@ -22,7 +22,7 @@ from bongsu.node.permissions import (
     check_subscription_refresh,
     subscription_options,
 )
-from bongsu.protocol.errors import Disconnect, Error
+from bongsu.protocol.errors import ERROR_PERMISSION_DENIED, Disconnect, Error
 from bongsu.protocol.messages import FilterNode, Principal, SubscribeRequest
 
 USER, ANONYMOUS = "42", ""
@@ -222,15 +222,24 @@ def test_data_must_have_the_format_of_the_namespace(data: bytes, wanted: str) ->
 
 
 @pytest.mark.parametrize(("user", "insecure"), list(product([USER, ANONYMOUS], [False, True])))
-def test_whoever_is_connected_may_use_the_broadcast_channel_and_read_uploads(
+def test_whoever_is_connected_may_use_the_broadcast_channel_and_nobody_may_write_to_uploads(
     user: str, insecure: bool
 ) -> None:
     everything = channels()
-    for name, may_publish in (("broadcast", True), ("uploads:feed", False)):
+    for name, is_open in (("broadcast", True), ("uploads:feed", False), ("uploads:1", False)):
         rules = everything.rules(name)
-        assert check_subscribe(rules, user=user, client="c", token=None, insecure=insecure) is None
-        found = check_publish(rules, user=user, subscribed=True, data=b"1", insecure=insecure)
-        assert code(found) == (0 if may_publish else 103)
+        found: object = check_subscribe(rules, user=user, client="c", token=None, insecure=insecure)
+        assert found == (None if is_open or insecure else ERROR_PERMISSION_DENIED)
+        refusal = check_publish(rules, user=user, subscribed=True, data=b"1", insecure=insecure)
+        assert code(refusal) == (0 if is_open else 103)
+
+
+@pytest.mark.parametrize("user", [USER, ANONYMOUS])
+def test_development_opens_the_channels_of_uploads_to_readers(user: str) -> None:
+    options = uploads_options(open_to_all=True, recoverable=True)
+    rules = Channels(ChannelOptions(), {}, uploads=options).rules("uploads:feed")
+    assert check_subscribe(rules, user=user, client="c", token=None, insecure=False) is None
+    assert check_publish(rules, user=user, subscribed=True, data=b"1", insecure=True) is not None
 
 
 # What a subscription is
@@ -465,8 +474,9 @@ PLAIN_TABLE = [
     ("dialog:x#42", NOBODY, ". .", "Y Y"),
     ("objects:x", SOMEBODY, "Y .", "Y ."),  # a plain client's text is a JSON string, never an object
     ("objects:x", TRUSTED, "Y .", "Y ."),
-    ("uploads:feed", NOBODY, "Y .", "Y ."),
-    ("uploads:feed", SOMEBODY, "Y .", "Y ."),
+    ("uploads:feed", NOBODY, ". .", "Y ."),
+    ("uploads:feed", SOMEBODY, ". .", "Y ."),
+    ("uploads:1", SOMEBODY, ". .", "Y ."),
     ("uploads:feed", TRUSTED, "Y .", "Y ."),
 ]
 
