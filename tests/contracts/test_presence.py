@@ -174,7 +174,7 @@ async def test_stats_count_clients_and_users_and_the_anonymous_are_one_user(worl
 
 
 async def test_entering_and_leaving_take_effect_in_the_order_of_the_calls(world: World) -> None:
-    done: list[asyncio.Future[None]] = []
+    done: list[asyncio.Future[bool]] = []
     for _ in range(100):
         done.append(world.a.enter("news", info("stays")))
         done.append(world.a.leave("news", "stays"))
@@ -406,3 +406,17 @@ async def test_nothing_is_left_in_redis_of_those_who_left_and_were_swept(over_re
     await over_redis.take_for_dead("a")
     assert len(await swept(over_redis.b)) == 50
     assert await over_redis.presence_keys() == []
+
+
+async def test_either_the_sweep_or_the_client_knows_of_an_entry(world: World) -> None:
+    """So that somebody tells of each leave, and one only."""
+    for client in ("swept", "back", "gone"):
+        assert await world.a.enter("news", info(client), announced=True) is False
+        assert await world.a.enter("news", info(client), announced=True) is True
+    world.a.renounce()
+    await world.renew()
+    assert await world.a.enter("news", info("back"), announced=True) is True
+    assert await world.a.leave("news", "gone") is True
+    assert await world.a.leave("news", "gone") is False
+    assert await swept(world.a) == [Departed("news", info("swept"), True)]
+    assert await world.a.enter("news", info("swept"), announced=True) is False

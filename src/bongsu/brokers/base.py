@@ -350,7 +350,7 @@ class Presence(Protocol):
       each queues its command before it returns.
     - The dead: an incarnation whose lease ran out some time ago is swept by whoever comes first. Each entry
       is removed and reported by one sweep only, however many race; one that its client has written again
-      under another incarnation stays.
+      under another incarnation stays. So of each entry either its sweep or its client knows, never both.
 
     Futures fail like that of `Broker.send`. `enter` and `leave` may be repeated after any failure.
 
@@ -360,15 +360,15 @@ class Presence(Protocol):
     @property
     def standing(self) -> Standing: ...
 
-    def enter(self, channel: str, info: ClientInfo, *, announced: bool = False) -> asyncio.Future[None]:
-        """Put `info.client` into `channel`, or replace what is known of it.
+    def enter(self, channel: str, info: ClientInfo, *, announced: bool = False) -> asyncio.Future[bool]:
+        """Put `info.client` into `channel`, or replace what is known of it; done with whether it was there.
 
         `announced`: others were told of its join, and are to be told of its leave when this replica dies.
         """
         ...
 
-    def leave(self, channel: str, client: str) -> asyncio.Future[None]:
-        """Take `client` out of `channel`; no error when it isn't there."""
+    def leave(self, channel: str, client: str) -> asyncio.Future[bool]:
+        """Take `client` out of `channel`; done with whether it was there, which it needs not be."""
         ...
 
     async def presence(self, channel: str) -> dict[str, ClientInfo]:

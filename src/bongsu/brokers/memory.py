@@ -233,17 +233,15 @@ class MemoryBroker(Backend):
     def standing(self) -> Standing:
         return self._presence.standing
 
-    def enter(self, channel: str, info: ClientInfo, *, announced: bool = False) -> asyncio.Future[None]:
+    def enter(self, channel: str, info: ClientInfo, *, announced: bool = False) -> asyncio.Future[bool]:
         if self._state is not BrokerState.CONNECTED:
             return _failed(_not_connected())
-        self._presence.enter(channel, info, announced=announced)
-        return _done(None)
+        return _done(self._presence.enter(channel, info, announced=announced))
 
-    def leave(self, channel: str, client: str) -> asyncio.Future[None]:
+    def leave(self, channel: str, client: str) -> asyncio.Future[bool]:
         if self._state is not BrokerState.CONNECTED:
             return _failed(_not_connected())
-        self._presence.leave(channel, client)
-        return _done(None)
+        return _done(self._presence.leave(channel, client))
 
     async def presence(self, channel: str) -> dict[str, ClientInfo]:
         if self._state is not BrokerState.CONNECTED:

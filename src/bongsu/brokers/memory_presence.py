@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import AsyncIterator
+from itertools import islice
 
 from bongsu.brokers.base import MAX_MEMBERS, Departed, Standing, TooManyMembers
 from bongsu.protocol.messages import ClientInfo, PresenceStatsResult
@@ -17,30 +18,33 @@ class MemoryPresence:
     def __init__(self) -> None:
         self._channels: dict[str, dict[str, Departed]] = {}
         self._users: dict[str, Counter[str]] = {}
-        self._renounced: list[Departed] = []
+        self._renounced: dict[tuple[str, str], Departed] = {}
         self._times_renounced = 0
 
     @property
     def standing(self) -> Standing:
         return Standing(self._times_renounced, self._times_renounced)
 
-    def enter(self, channel: str, info: ClientInfo, *, announced: bool) -> None:
+    def enter(self, channel: str, info: ClientInfo, *, announced: bool) -> bool:
         members = self._channels.setdefault(channel, {})
-        if info.client not in members:
+        was_there = info.client in members
+        if not was_there:
             self._users.setdefault(channel, Counter())[info.user] += 1
         members[info.client] = Departed(channel, info, announced)
+        return self._renounced.pop((channel, info.client), None) is not None or was_there
 
-    def leave(self, channel: str, client: str) -> None:
+    def leave(self, channel: str, client: str) -> bool:
         members = self._channels.get(channel, {})
         entry = members.pop(client, None)
         if entry is None:
-            return
+            return self._renounced.pop((channel, client), None) is not None
         users = self._users[channel]
         users[entry.info.user] -= 1
         if not users[entry.info.user]:
             del users[entry.info.user]
         if not members:
             del self._channels[channel], self._users[channel]
+        return True
 
     def presence(self, channel: str) -> dict[str, ClientInfo]:
         members = self._channels.get(channel, {})
@@ -53,12 +57,11 @@ class MemoryPresence:
 
     def renounce(self) -> None:
         for members in self._channels.values():
-            self._renounced += members.values()
+            self._renounced |= {(entry.channel, entry.info.client): entry for entry in members.values()}
         self._channels.clear()
         self._users.clear()
         self._times_renounced += 1
 
     async def sweep(self) -> AsyncIterator[list[Departed]]:
         while self._renounced:
-            page, self._renounced = self._renounced[:_PAGE], self._renounced[_PAGE:]
-            yield [entry for entry in page if entry.info.client not in self._channels.get(entry.channel, {})]
+            yield [self._renounced.pop(key) for key in list(islice(self._renounced, _PAGE))]

@@ -14,7 +14,7 @@ import random
 from collections.abc import Callable
 from functools import partial
 from itertools import islice
-from typing import Final
+from typing import Any, Final
 
 import structlog
 
@@ -55,7 +55,7 @@ _UNKNOWN: Final = ClientInfo()
 class _Member:
     """One client in one channel: what is wanted, and what others were told."""
 
-    __slots__ = ("channel", "client", "entered", "joined", "wish")
+    __slots__ = ("channel", "client", "doubted", "entered", "joined", "wish")
 
     def __init__(self, channel: str, client: str) -> None:
         self.channel = channel
@@ -65,6 +65,8 @@ class _Member:
         """What the broker's entry holds."""
         self.joined: _Wish | None = None
         """The subscription whose join was published, and whose leave was not."""
+        self.doubted = False
+        """This replica was taken for dead: unless the entry is still there, a sweep has told of its leave."""
 
     def wanted_entry(self) -> ClientInfo | None:
         return self.wish.info if self.wish is not None and self.wish.stored else None
@@ -75,8 +77,14 @@ class _Member:
     def is_done(self) -> bool:
         return self.entered is self.wanted_entry() and self.joined is self.wanted_join()
 
-    def was_entered(self, entry: ClientInfo | None, error: BrokerError | None) -> None:
+    def was_entered(
+        self, entry: ClientInfo | None, answer: asyncio.Future[bool], error: BrokerError | None
+    ) -> None:
         self.entered = entry if error is None else _UNKNOWN
+        if self.doubted and error is None:
+            self.doubted = False
+            if not answer.result():
+                self.joined = None
 
     def was_told(self, joined: _Wish | None, error: BrokerError | None) -> None:
         # An unknown outcome counts as told: joins and leaves are at most once.
@@ -84,7 +92,7 @@ class _Member:
             self.joined = joined
 
 
-_Order = tuple[asyncio.Future[None], Callable[[BrokerError | None], None]]
+_Order = tuple[asyncio.Future[Any], Callable[[BrokerError | None], None]]
 """A command under way, and who gets its outcome."""
 
 
@@ -218,14 +226,16 @@ class Roster:
         entry, join, joined = member.wanted_entry(), member.wanted_join(), member.joined
         presence = self.presence if member.entered is not entry else None
         if presence is not None and entry is None:
-            future = presence.leave(member.channel, member.client)
-            orders.append((future, partial(member.was_entered, None)))
+            left = presence.leave(member.channel, member.client)
+            orders.append((left, partial(member.was_entered, None, left)))
+        if member.doubted:
+            joined = join  # nobody is told anything before the entry's answer
         if joined is not None and joined is not join:
             future = self._broker.send(member.channel, envelope.encode(Leave(joined.info)))
             orders.append((future, partial(member.was_told, None)))
         if presence is not None and entry is not None:
-            future = presence.enter(member.channel, entry, announced=join is not None)
-            orders.append((future, partial(member.was_entered, entry)))
+            entered = presence.enter(member.channel, entry, announced=join is not None)
+            orders.append((entered, partial(member.was_entered, entry, entered)))
         if join is not None and joined is not join:
             future = self._broker.send(member.channel, envelope.encode(Join(join.info)))
             orders.append((future, partial(member.was_told, join)))
@@ -260,8 +270,8 @@ class Roster:
         for member in self._members.values():
             if member.entered is not None:
                 member.entered = _UNKNOWN
-                if evicted:  # others were told that it left
-                    member.joined = None
+                if evicted:
+                    member.doubted = member.joined is not None
                 self._look_at(member)
 
     def _bound(self) -> None:

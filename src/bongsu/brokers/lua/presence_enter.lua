@@ -5,6 +5,7 @@
 -- KEYS[3]  HASH  user -> number of entries
 -- KEYS[4]  SET   channels of this partition in which the writing incarnation owns, or owned, entries
 -- ARGV[1]  start of the writer   ARGV[2]  channel   ARGV[3]  client   ARGV[4]  user   ARGV[5]  the entry
+-- Returns  1 where there was an entry of this client already, else 0
 local old = redis.call('HGET', KEYS[1], ARGV[3])
 local owner = old and string.match(old, '^(%x+):')
 if not old then
@@ -18,3 +19,4 @@ if owner ~= ARGV[1] then
   redis.call('SADD', KEYS[4], ARGV[2])
 end
 redis.call('HSET', KEYS[1], ARGV[3], ARGV[5])
+return old and 1 or 0

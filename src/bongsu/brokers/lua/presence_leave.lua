@@ -2,9 +2,10 @@
 --
 -- KEYS[1..4]  as in presence_enter.lua
 -- ARGV[1]  start of the caller   ARGV[2]  channel   ARGV[3]  client
+-- Returns  1 where there was an entry, else 0
 local old = redis.call('HGET', KEYS[1], ARGV[3])
 if not old then
-  return
+  return 0
 end
 local owner, size, at = string.match(old, '^(%x+):%d:(%d+):%d+:()')
 local user = string.sub(old, at, at + size - 1)
@@ -19,3 +20,4 @@ if redis.call('HINCRBY', KEYS[2], owner, -1) <= 0 then
     redis.call('SREM', KEYS[4], ARGV[2])
   end
 end
+return 1

@@ -249,10 +249,10 @@ class RedisBroker(Backend):
     def standing(self) -> Standing:
         return self._presence.standing
 
-    def enter(self, channel: str, info: ClientInfo, *, announced: bool = False) -> asyncio.Future[None]:
+    def enter(self, channel: str, info: ClientInfo, *, announced: bool = False) -> asyncio.Future[bool]:
         return self._presence.enter(channel, info, announced=announced)
 
-    def leave(self, channel: str, client: str) -> asyncio.Future[None]:
+    def leave(self, channel: str, client: str) -> asyncio.Future[bool]:
         return self._presence.leave(channel, client)
 
     async def presence(self, channel: str) -> dict[str, ClientInfo]:

@@ -10,7 +10,7 @@ The format of entries has no version of its own; whoever changes it changes the 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from secrets import token_hex
 from typing import Any, Final
 
@@ -125,13 +125,13 @@ class RedisPresence:
     def standing(self) -> Standing:
         return Standing(self._pipeline.reconnects + self._incarnations, self._evictions)
 
-    def enter(self, channel: str, info: ClientInfo, *, announced: bool) -> asyncio.Future[None]:
+    def enter(self, channel: str, info: ClientInfo, *, announced: bool) -> asyncio.Future[bool]:
         self._wrote = True
         entry = _encode(self._start, info, announced=announced)
-        return self._at(channel, _ENTER, self._start, channel, info.client, info.user, entry)
+        return self._at(channel, _ENTER, self._start, channel, info.client, info.user, entry, parse=bool)
 
-    def leave(self, channel: str, client: str) -> asyncio.Future[None]:
-        return self._at(channel, _LEAVE, self._start, channel, client)
+    def leave(self, channel: str, client: str) -> asyncio.Future[bool]:
+        return self._at(channel, _LEAVE, self._start, channel, client, parse=bool)
 
     async def presence(self, channel: str) -> dict[str, ClientInfo]:
         # In this order: whoever wrote an entry that the first command sees held its lease before.
@@ -219,15 +219,26 @@ class RedisPresence:
 
     # Commands
 
-    def _at(self, channel: str, script: Script, *args: bytes | str | int) -> asyncio.Future[Any]:
+    def _at(
+        self,
+        channel: str,
+        script: Script,
+        *args: bytes | str | int,
+        parse: Callable[[Any], Any] | None = None,
+    ) -> asyncio.Future[Any]:
         """One in the order of what is sent to `channel`."""
         keys = self._names.presence(channel, self._start)
-        return self._run(script, keys, *args, lane=self._names.of(channel).channel)
+        return self._run(script, keys, *args, lane=self._names.of(channel).channel, parse=parse)
 
     def _run(
-        self, script: Script, keys: Sequence[bytes], *args: bytes | str | int, lane: bytes = b""
+        self,
+        script: Script,
+        keys: Sequence[bytes],
+        *args: bytes | str | int,
+        lane: bytes = b"",
+        parse: Callable[[Any], Any] | None = None,
     ) -> asyncio.Future[Any]:
-        return self._pipeline.execute(b"EVALSHA", script.sha, len(keys), *keys, *args, lane=lane)
+        return self._pipeline.execute(b"EVALSHA", script.sha, len(keys), *keys, *args, lane=lane, parse=parse)
 
 
 # ---- entries -------------------------------------------------------------------------------------------
