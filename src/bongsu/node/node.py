@@ -64,6 +64,7 @@ class Node:
         self._streams = broker if isinstance(broker, Streams) else None
         self._reading: dict[tuple[str, StreamPosition | None, int, bool], asyncio.Future[Page]] = {}
         self.metrics = metrics
+        self._published_well = metrics.published.labels("ok")
         self.broker = broker
         self.hub = Hub(broker, metrics)
         self.roster = Roster(broker)
@@ -257,7 +258,7 @@ class Node:
             return
         error = future.exception()
         if error is None:
-            self.metrics.published.labels("ok").inc()
+            self._published_well.inc()
         elif isinstance(error, OutcomeUnknown):
             self.metrics.published.labels("unknown").inc()
         else:

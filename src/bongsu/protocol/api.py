@@ -353,6 +353,8 @@ def encode_error(error: ApiError) -> bytes:
 
 
 def _member(name: str, answer: Result | ApiError) -> bytes:
+    if type(answer) is PublishResult and answer.offset and answer.epoch:  # what most answers are
+        return b'"%b":{"offset":%d,"epoch":"%b"}' % (name.encode(), answer.offset, answer.epoch.encode())
     if isinstance(answer, BroadcastResult):
         responses = b",".join(b"{%b}" % _member("result", response) for response in answer.responses)
         return b'"%b":{"responses":[%b]}' % (name.encode(), responses)

@@ -74,6 +74,7 @@ class BongsuHttpProtocol(HttpToolsProtocol):
         self._head_size = 0
         self._unparsed = 0
         self._in_head = True
+        self._head_began = False
         self._refused = False
         self._in_body = False
         # Until when what must arrive next has to be here: the head, or a rest that nobody reads.
@@ -99,9 +100,8 @@ class BongsuHttpProtocol(HttpToolsProtocol):
         super().on_message_begin()
         # A stream to somebody who reads nothing is cut off; `close` would wait for its unsent bytes for ever.
         self.scope["extensions"] = {CUT_EXTENSION: {"cut": self.transport.abort}}
-        self._in_head = True
+        self._in_head = self._head_began = True
         self._head_size = 0
-        self._arrives_within(HEAD_TIMEOUT)
 
     def on_url(self, url: bytes) -> None:
         super().on_url(url)
@@ -116,7 +116,7 @@ class BongsuHttpProtocol(HttpToolsProtocol):
             self.transport.abort()
 
     def on_headers_complete(self) -> None:
-        self._in_head = False
+        self._in_head = self._head_began = False
         self._in_body = True
         self._unparsed = 0
         self._stop_timer()
@@ -174,6 +174,9 @@ class BongsuHttpProtocol(HttpToolsProtocol):
         super().data_received(data)
         if self.parser is None:
             return  # a socket now, or lost
+        if self._head_began and not self._refused:  # and has not ended in the same read, as most do
+            self._head_began = False
+            self._arrives_within(HEAD_TIMEOUT)
         # The parser itself keeps what is not a whole header (or trailer) yet, without a bound.
         self._unparsed = 0 if self._unparsed < 0 else self._unparsed + len(data)
         if self._unparsed > 2 * MAX_HEAD and not self._refused and not self.transport.is_closing():
