@@ -47,7 +47,12 @@ class Carrier(NamedTuple):
 
 LINES: Final = Carrier(("POST",), LINE)
 EVENTS: Final = Carrier(
-    ("GET", "POST"), EVENT, ((b"content-type", b"text/event-stream; charset=utf-8"),), b"\r\n"
+    ("GET", "POST"),
+    EVENT,
+    ((b"content-type", b"text/event-stream; charset=utf-8"),),
+    # Not the protocol's CR LF: read in one chunk with the first event, as through a proxy, it makes the npm
+    # package `eventsource` 2.0.2 swallow the end of that event, and its client waits for ever.
+    b"\n",
 )
 
 HEADERS: Final = (
