@@ -1,5 +1,5 @@
 #!/bin/sh
-# Installs the programs that the tests run for real, where they are missing: Redis, PostgreSQL, nginx, Chromium, node, and a C compiler.
+# Installs the programs that the tests run for real, where they are missing: Redis, PostgreSQL, nginx, Chromium, node, faketime, and a C compiler.
 set -eu
 
 PATH=$PATH:/usr/sbin
@@ -9,6 +9,7 @@ command -v nginx >/dev/null || missing="$missing nginx"
 command -v chromium >/dev/null || missing="$missing chromium"
 command -v node >/dev/null || missing="$missing nodejs"
 command -v npm >/dev/null || missing="$missing npm"
+command -v faketime >/dev/null || missing="$missing faketime"
 command -v cc >/dev/null || missing="$missing gcc libc6-dev"
 ls /usr/lib/postgresql/*/bin/postgres >/dev/null 2>&1 || command -v initdb >/dev/null || missing="$missing postgresql"
 [ -n "$missing" ] || exit 0
