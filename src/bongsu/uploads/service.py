@@ -560,7 +560,7 @@ class UploadService:
 
     def _batch_size(self) -> int:
         """Bytes that each upload may gather now before it writes."""
-        return max(_SMALLEST_BATCH, min(BATCH, _BATCHES // max(1, self._arriving)))
+        return max(_SMALLEST_BATCH, min(self._store.batch, _BATCHES // max(1, self._arriving)))
 
     async def _discard(self, upload: Upload) -> None:
         try:

@@ -117,6 +117,11 @@ class Store(Protocol):
     `CancelledError` arrives: no thread of it works on.
     """
 
+    @property
+    def batch(self) -> int:
+        """Bytes that a writer is best given at a time, up to `BATCH`: few where it gathers them itself."""
+        ...
+
     async def start(self) -> None:
         """Prove that the store can be written to. Raises `StoreUnavailable`."""
         ...

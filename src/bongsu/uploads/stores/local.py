@@ -13,7 +13,15 @@ from functools import partial
 from pathlib import Path
 from typing import Final, TypeVar
 
-from bongsu.uploads.stores.base import Kept, ObjectMissing, Piece, StoreError, StoreFull, StoreUnavailable
+from bongsu.uploads.stores.base import (
+    BATCH,
+    Kept,
+    ObjectMissing,
+    Piece,
+    StoreError,
+    StoreFull,
+    StoreUnavailable,
+)
 
 __all__ = ["LocalStore"]
 
@@ -34,6 +42,8 @@ class LocalStore:
     Disk calls run in a few threads of its own: a slow disk holds up neither the event loop nor the
     default executor, where name look-ups run.
     """
+
+    batch: Final = BATCH
 
     def __init__(self, root: str | os.PathLike[str], *, threads: int = 8) -> None:
         # Absolute at once: the process may change its working directory later.

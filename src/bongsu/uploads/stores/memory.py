@@ -16,6 +16,8 @@ _LIMIT: Final = 256 * 1024 * 1024
 class MemoryStore:
     """Up to `limit` bytes of segments and objects together."""
 
+    batch: Final = 64 * 1024
+
     def __init__(self, *, limit: int = _LIMIT) -> None:
         self._limit = limit
         self._segments: dict[str, bytearray] = {}

@@ -14,6 +14,7 @@ from contextlib import AsyncExitStack, contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from email.utils import parsedate_to_datetime
+from io import BytesIO
 from typing import TYPE_CHECKING, Any, Final
 
 import obstore
@@ -27,7 +28,7 @@ from obstore.store import S3Store as Carrier
 from bongsu.uploads.stores.base import ObjectMissing, StoreError, StoreFull, StoreUnavailable
 
 if TYPE_CHECKING:  # these exist for type checkers only
-    from obstore import BytesStream, GetOptions
+    from obstore import Bytes, BytesStream, GetOptions
     from obstore.store import ClientConfig, RetryConfig, S3Credential
 
 __all__ = ["Bucket", "Entry", "Found"]
@@ -155,7 +156,7 @@ class Bucket:
 
     # Objects
 
-    async def put(self, key: str, data: bytes | bytearray) -> None:
+    async def put(self, key: str, data: bytes | bytearray | memoryview) -> None:
         """Return when the object is there, whole. `data` must not change until then.
 
         After an error it may be there all the same, or come later.
@@ -168,13 +169,13 @@ class Bucket:
             meta = await obstore.head_async(self._carrier, self._prefix + key)
         return Found(meta["size"], meta["e_tag"])
 
-    async def get(self, key: str, start: int, end: int, etag: str | None = None) -> bytes:
+    async def get(self, key: str, start: int, end: int, etag: str | None = None) -> Bytes:
         """The bytes from `start` until before `end`. Raises `ObjectMissing` when `etag` is another's, too."""
         with _translated():
             result = await obstore.get_async(
                 self._carrier, self._prefix + key, options=_wanted(etag) | {"range": (start, end)}
             )
-            return bytes(await result.bytes_async())
+            return await result.bytes_async()
 
     async def stream(self, key: str, start: int, etag: str | None, least: int) -> BytesStream:
         """The bytes from `start` on, in chunks of `least` or more; dropping it ends the request."""
@@ -243,7 +244,7 @@ class Bucket:
         etag: str = answer["CopyPartResult"]["ETag"]
         return etag
 
-    async def put_part(self, key: str, upload: str, number: int, data: bytes) -> str:
+    async def put_part(self, key: str, upload: str, number: int, data: BytesIO) -> str:
         with _translated():
             answer = await self._client.upload_part(
                 Bucket=self.name, Key=self._prefix + key, UploadId=upload, PartNumber=number, Body=data

@@ -1,15 +1,18 @@
 """Segments and objects in a bucket.
 
 An object of S3 appears whole or not at all, and is never appended to. So a segment is a row of objects,
-`<segment>.00000`, `<segment>.00001`, …, each of which is there when `commit` returns; and a finished file is
-put together by the server itself, which copies them one after the other.
+`<segment>.000000`, `<segment>.000001`, …, each of which is there when `commit` returns; and the server itself
+puts a finished file together, copying them one after the other.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Coroutine, Sequence
+import mmap
+from collections.abc import AsyncIterator, Coroutine, Iterable, Sequence
 from contextlib import suppress
+from io import BytesIO
+from itertools import accumulate
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 from bongsu.uploads.stores.base import Kept, ObjectMissing, Piece, StoreError, StoreUnavailable
@@ -28,16 +31,19 @@ T = TypeVar("T")
 _BUFFERS: Final = 16 * 1024 * 1024
 _SMALLEST: Final = 256 * 1024
 
-_COPIES: Final = 8  # parts that the server copies at one time for one file
+_COPIES: Final = 8  # requests at one time for one file
 _AHEAD: Final = 256 * 1024  # bytes that a download asks for at a time
 
 
 class S3Store:
     """Below `prefix` of the bucket `name`; both are checked by the caller."""
 
+    batch: Final = 64 * 1024
+
     def __init__(self, name: str, prefix: str = "") -> None:
         self._bucket = Bucket(name, prefix)
         self._writers = 0
+        self._merging = asyncio.Semaphore(1)  # of all files: a merged part is in memory
 
     async def start(self) -> None:
         await self._bucket.start()
@@ -59,7 +65,7 @@ class S3Store:
     async def compose(self, pieces: Sequence[Piece], key: str) -> None:
         parts = plan(await self._sources([piece for piece in pieces if piece.size]))
         if not any(part.copied for part in parts) and len(parts) <= 1:
-            await self._bucket.put(key, b"".join([await self._read(part) for part in parts]))
+            await self._bucket.put(key, (await self._read(parts[0])).getbuffer() if parts else b"")
             return
         upload = await self._bucket.begin(key)
         try:
@@ -106,7 +112,7 @@ class S3Store:
         """Bytes that each writer may hold now."""
         return max(_SMALLEST, min(LARGEST_PART, _BUFFERS // max(1, self._writers)))
 
-    async def put(self, key: str, data: bytearray) -> None:
+    async def put(self, key: str, data: memoryview) -> None:
         await self._bucket.put(key, data)
 
     def let_go(self) -> None:
@@ -130,31 +136,35 @@ class S3Store:
     async def _make_parts(self, key: str, upload: str, parts: Sequence[Part]) -> list[str]:
         """Have all parts made, several at a time where only the server works; their ETags."""
         etags = [""] * len(parts)
-        copies, reads = asyncio.Semaphore(_COPIES), asyncio.Semaphore(1)
+        copies = asyncio.Semaphore(_COPIES)
 
         async def make(number: int, part: Part) -> None:
-            async with copies if part.copied else reads:
-                if part.copied:
+            if part.copied:
+                async with copies:
                     etag = await self._bucket.copy_part(key, upload, number, part.sources[0].key)
-                else:
+            else:
+                async with self._merging:
                     etag = await self._bucket.put_part(key, upload, number, await self._read(part))
             etags[number - 1] = etag
 
-        try:
-            async with asyncio.TaskGroup() as group:
-                for number, part in enumerate(parts, 1):
-                    group.create_task(make(number, part))
-        except* StoreError as errors:
-            raise errors.exceptions[0] from None
+        await _all(make(number, part) for number, part in enumerate(parts, 1))
         return etags
 
-    async def _read(self, part: Part) -> bytes:
-        data = bytearray()
-        for source in part.sources:
-            data += await self._bucket.get(source.key, 0, source.size)
-        if len(data) != part.size:
-            raise ObjectMissing("a segment has fewer bytes in the store than were committed")
-        return bytes(data)
+    async def _read(self, part: Part) -> BytesIO:
+        data = BytesIO(bytes(part.size))
+        gets = asyncio.Semaphore(_COPIES)
+
+        async def get(source: Source, at: int) -> None:
+            async with gets:
+                got = await self._bucket.get(source.key, 0, source.size)
+            if len(got) != source.size:
+                raise ObjectMissing("a segment has fewer bytes in the store than were committed")
+            with data.getbuffer() as room:
+                room[at : at + source.size] = memoryview(got)
+
+        starts = accumulate((source.size for source in part.sources), initial=0)
+        await _all(get(source, at) for source, at in zip(part.sources, starts, strict=False))
+        return data
 
 
 class S3Writer:
@@ -163,35 +173,56 @@ class S3Writer:
     def __init__(self, store: S3Store, key: str) -> None:
         self._store = store
         self._key = key
-        self._buffer = bytearray()
-        self._sending: bytearray | None = None
+        self._waiting: _Buffer | None = None
+        self._sending: _Buffer | None = None
         self._sent = 0
 
     async def write(self, data: bytes | bytearray | memoryview) -> None:
         rest = memoryview(data)
         while rest:
-            room = max(0, self._store.part_size() - len(self._buffer))
-            self._buffer += rest[:room]
-            rest = rest[room:]
-            if len(self._buffer) >= self._store.part_size():
+            if self._waiting is None:
+                self._waiting = _Buffer(self._store.part_size())
+            rest = rest[self._waiting.take(rest) :]
+            if self._waiting.filled >= min(self._waiting.size, self._store.part_size()):
                 await _to_its_end(self._send())
 
     async def commit(self) -> None:
-        while self._sending is not None or self._buffer:
+        while self._sending is not None or self._waiting is not None:
             await _to_its_end(self._send())
 
     async def _send(self) -> None:
         # A request that failed may still take effect later. So an object's bytes are settled before the
         # first try: a second one sends the same again, and nothing that came since.
         if self._sending is None:
-            self._sending, self._buffer = self._buffer, bytearray()
-        await self._store.put(f"{self._key}.{_number(self._sent)}", self._sending)
+            self._sending, self._waiting = self._waiting, None
+        assert self._sending is not None
+        await self._store.put(f"{self._key}.{_number(self._sent)}", self._sending.content())
         self._sending = None
         self._sent += 1
 
     async def close(self) -> None:
-        self._buffer, self._sending = bytearray(), None
+        self._waiting = self._sending = None
         self._store.let_go()
+
+
+class _Buffer:
+    """Up to `size` bytes outside the heap, where large blocks that come and go would leave holes."""
+
+    def __init__(self, size: int) -> None:
+        self.size = size
+        self.filled = 0
+        self._pages = mmap.mmap(-1, size)
+
+    def take(self, data: memoryview) -> int:
+        """Append as much as fits; how much that was."""
+        end = min(self.filled + len(data), self.size)
+        taken = end - self.filled
+        self._pages[self.filled : end] = data[:taken]
+        self.filled = end
+        return taken
+
+    def content(self) -> memoryview:
+        return memoryview(self._pages)[: self.filled]
 
 
 class S3Reader:
@@ -214,7 +245,7 @@ class S3Reader:
             data = await self._read_on(offset, end)
         else:  # at first exactly what is asked for: it may be all, as when somebody looks into a large file
             self._stop()
-            data = await self._bucket.get(self._key, offset, end, self._etag)
+            data = bytes(await self._bucket.get(self._key, offset, end, self._etag))
         self._at = offset + len(data)
         return data
 
@@ -227,7 +258,7 @@ class S3Reader:
         except StoreUnavailable:
             # A client that pauses for minutes costs the request its connection; the object is still there.
             self._stop()
-            return await self._bucket.get(self._key, start, end, self._etag)
+            return bytes(await self._bucket.get(self._key, start, end, self._etag))
         data = bytes(self._ahead[: end - start])
         del self._ahead[: end - start]
         return data
@@ -237,6 +268,16 @@ class S3Reader:
 
     def _stop(self) -> None:
         self._stream, self._ahead = None, bytearray()
+
+
+async def _all(work: Iterable[Coroutine[Any, Any, None]]) -> None:
+    """Await all of it at one time; the first `StoreError` ends the rest."""
+    try:
+        async with asyncio.TaskGroup() as group:
+            for one in work:
+                group.create_task(one)
+    except* StoreError as errors:
+        raise errors.exceptions[0] from None
 
 
 async def _to_its_end(work: Coroutine[Any, Any, T]) -> T:
@@ -257,7 +298,7 @@ async def _to_its_end(work: Coroutine[Any, Any, T]) -> T:
 
 
 def _number(index: int) -> str:
-    return f"{index:05d}"
+    return f"{index:06d}"  # in the order of their names, up to a million
 
 
 def _cut(piece: Piece, sizes: Sequence[int]) -> list[Source]:
