@@ -297,6 +297,48 @@ async def test_what_a_broken_request_has_brought_stays(cluster: Cluster) -> None
     assert await cluster.content(upload_id) == b"1234567890"
 
 
+async def test_an_upload_is_complete_with_its_last_byte_whatever_becomes_of_the_request(
+    cluster: Cluster,
+) -> None:
+    """A client that reads of its last byte in a HEAD sends nothing more. Such uploads were left to expire."""
+    asked, broken = await cluster.create(5), await cluster.create(5)
+    holding = await Holding(cluster.a, asked, 0, b"12345").arrived()
+    assert (await cluster.b.head(asked, ANN)).state == "received"
+    assert (await holding.go_on(b"")).state == "received"
+
+    cut_off = Holding(cluster.a, broken, 0, b"12345")
+    await cut_off.arrived()
+    cut_off.request.cancel()
+    await asyncio.gather(cut_off.request, return_exceptions=True)
+    assert (await cluster.b.head(broken, ANN)).state == "received"
+    assert await cluster.count(Job) == 2
+    for upload_id in (asked, broken):
+        assert await cluster.content(upload_id) == b"12345"
+
+
+async def test_a_question_completes_what_a_replica_died_over(cluster: Cluster) -> None:
+    """Setup: all bytes are there, their number was said, and the replica died before it was complete."""
+    upload_id = await cluster.create()
+    await cluster.send(cluster.a, upload_id, 0, b"12345")
+    async with cluster.database.transaction() as session:
+        await session.execute(update(Upload).where(col(Upload.id) == upload_id).values(length=5))
+    assert (await cluster.b.head(upload_id, ANN)).state == "received"
+    assert await cluster.content(upload_id) == b"12345"
+
+
+async def test_more_bytes_than_were_declared_are_refused_and_none_of_them_kept(cluster: Cluster) -> None:
+    upload_id = await cluster.create(5)
+    async with refused(problems.UPLOAD_TOO_LARGE):
+        await cluster.send(cluster.a, upload_id, 0, b"123456")
+    async with (
+        refused(problems.UPLOAD_TOO_LARGE),
+        cluster.a.append(upload_id, offset=0, principal=ANN, size=6),
+    ):
+        pytest.fail("it was taken")
+    assert (await cluster.a.head(upload_id, ANN)).size == 0
+    assert (await cluster.send(cluster.a, upload_id, 0, b"12345")).state == "received"
+
+
 async def test_bytes_without_their_checksum_leave_the_offset_where_it_was(cluster: Cluster) -> None:
     upload_id = await cluster.create(8 + COMMIT_EVERY)
     await cluster.send(cluster.a, upload_id, 0, b"good")
@@ -327,7 +369,7 @@ async def test_a_length_may_be_said_later_and_then_holds(cluster: Cluster) -> No
         await cluster.send(cluster.b, upload_id, 6, b"", 8)
     async with refused(problems.UPLOAD_TOO_LARGE):
         await cluster.send(cluster.b, upload_id, 6, b"789")
-    assert (await cluster.send(cluster.b, upload_id, 7, b"")).state == "received"
+    assert (await cluster.send(cluster.b, upload_id, 6, b"7")).state == "received"
     assert await cluster.content(upload_id) == b"1234567"
 
 

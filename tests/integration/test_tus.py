@@ -273,6 +273,7 @@ async def test_other_versions_of_tus_are_refused_and_told_which_one_is_spoken(
             (400, "checksum_unsupported"),
         ),
         ("PATCH", {"Content-Type": tus.MEDIA_TYPE, "Upload-Offset": "1"}, b"abc", (409, "offset_mismatch")),
+        ("PATCH", {"Content-Type": tus.MEDIA_TYPE, "Upload-Offset": "0"}, b"abcd", (413, "upload_too_large")),
     ],
 )
 async def test_what_cannot_be_taken_is_refused_and_changes_nothing(

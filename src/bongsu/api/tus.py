@@ -14,7 +14,15 @@ from fastapi.routing import APIRoute
 
 from bongsu.api.content import content_response
 from bongsu.api.errors import problem_of, problem_responses
-from bongsu.api.requests import IDEMPOTENCY_KEY, Body, ClientGone, Refusal, idempotency_key, owner_of
+from bongsu.api.requests import (
+    IDEMPOTENCY_KEY,
+    Body,
+    ClientGone,
+    Refusal,
+    declared_length,
+    idempotency_key,
+    owner_of,
+)
 from bongsu.protocol import problems
 from bongsu.protocol.messages import Principal
 from bongsu.protocol.problems import Problem
@@ -255,6 +263,7 @@ class _Files:
             principal=principal,
             length=wanted.length,
             checksum=wanted.checksum,
+            size=declared_length(request),
         ) as receiver:
             options = self._service.options
             # Kept for a refusal, which has to read what the client still sends.

@@ -85,7 +85,7 @@ class Stored:
 
     async def write(self, data: bytes | memoryview) -> None:
         if data:
-            raise _over(self._record.size)
+            raise over_length(self._record.size)
 
     async def finish(self) -> UploadRecord:
         return self._record
@@ -133,12 +133,12 @@ class Receiver:
         async with self._lock:
             self._check()
             limit = self._means.options.max_size if self._upload.length is None else self._upload.length
-            room = limit - self.received
-            self._batch += memoryview(data)[:room]
+            # None of them: with the first ones alone an upload could be complete that is not what was sent.
+            if self.received + len(data) > limit:
+                raise too_large(limit) if self._upload.length is None else over_length(limit)
+            self._batch += data
             if len(self._batch) >= self._means.batch_size():
                 await self._flush()
-            if len(data) > room:
-                raise too_large(limit) if self._upload.length is None else _over(limit)
             waiting = self._written - self._committed
             if waiting >= COMMIT_EVERY or time.monotonic() - self._committed_at > _SIGN_OF_LIFE:
                 await self._commit()
@@ -148,6 +148,8 @@ class Receiver:
     async def finish(self) -> UploadRecord:
         async with self._lock:
             self._check()
+            if self._over:  # complete since a commit on the way
+                return UploadRecord.of(self._upload, None)
             await self._flush(last=True)
             if self._checksum is not None:
                 assert self._hasher is not None
@@ -175,7 +177,7 @@ class Receiver:
             if self._checksum is None and self.received > self._upload.size:
                 await self._flush()
                 await self._commit()
-            if offset == self._upload.size:
+            if offset == self._upload.size and not self._over:
                 self._ended = taken()
                 self._interrupt()
 
@@ -237,7 +239,15 @@ class Receiver:
 
     async def _commit(self, *, last: bool = False) -> None:
         """What was written counts, unless its checksum is still awaited; a sign of life anyway."""
+        if self._over:
+            return
         counts = self._written if self._checksum is None else 0
+        if self._base + counts == self._upload.length and self._checksum is None and not self._whole:
+            # A client that is told of its last byte sends nothing more: it must be complete then, whatever
+            # becomes of this request.
+            await self._complete()
+            self._over = True
+            return
         try:
             if self._writer is not None and counts > self._committed:
                 await self._writer.commit()
@@ -313,7 +323,7 @@ def taken() -> Problem:
     )
 
 
-def _over(length: int) -> Problem:
+def over_length(length: int) -> Problem:
     return Problem(problems.UPLOAD_TOO_LARGE, f"The upload has {length} bytes, and more arrived.")
 
 

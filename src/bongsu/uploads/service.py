@@ -25,7 +25,7 @@ from bongsu.uploads.events import tell_changed
 from bongsu.uploads.hooks import Hooks
 from bongsu.uploads.multipart import FileData, FileStart, UploadForm
 from bongsu.uploads.options import UploadOptions
-from bongsu.uploads.receiver import Means, Receiver, Sink, Stored, taken, too_large
+from bongsu.uploads.receiver import Means, Receiver, Sink, Stored, over_length, taken, too_large
 from bongsu.uploads.record import UploadRecord
 from bongsu.uploads.removal import Removal
 from bongsu.uploads.stores.base import BATCH, HasRoom, Reader, Store, StoreError
@@ -326,14 +326,16 @@ class UploadService:
         principal: Principal,
         length: int | None = None,
         checksum: Checksum | None = None,
+        size: int | None = None,
     ) -> AsyncIterator[Sink]:
         """Go on with an upload at `offset`; whoever receives it now, on any replica, is made to let go.
 
         What has arrived when the block ends stays, also at an error, but with a `checksum` only what had
-        it. `length` is what it will have, where that is said only now. Raises `Problem`: `NOT_FOUND`,
+        it. `length` is what it will have, where that is said only now, `size` the bytes that will come, where
+        that is known. Raises `Problem`: `NOT_FOUND`,
         `FORBIDDEN`, `EXPIRED`, `UPLOAD_IS_FINAL`, `OFFSET_MISMATCH`, `LENGTH_FIXED` and what `create` raises.
         """
-        upload = await self._take(upload_id, offset=offset, principal=principal, length=length)
+        upload = await self._take(upload_id, offset=offset, principal=principal, length=length, size=size)
         if upload.state != "receiving":
             yield Stored(UploadRecord.of(upload, None))
             return
@@ -370,7 +372,20 @@ class UploadService:
         if upload.holder is not None and upload.state == "receiving":
             await self._ask_holder(upload, None)
             upload = await self._resumable(upload_id, principal)
+        if upload.state == "receiving" and upload.size == upload.length:
+            # Its length was said with no byte to follow, and the replica died before it was complete. The
+            # client would take this answer for the end.
+            upload = await self._completed(upload, principal)
         return UploadRecord.of(upload, None)
+
+    async def _completed(self, upload: Upload, principal: Principal) -> Upload:
+        try:
+            async with self.append(upload.id, offset=upload.size, principal=principal) as sink:
+                await sink.finish()
+        except Problem as problem:
+            if problem.kind is not problems.OFFSET_MISMATCH:  # somebody else completes it at this moment
+                raise
+        return await self._resumable(upload.id, principal)
 
     async def let_go(self, upload_id: str, offset: int | None) -> None:
         """What another replica asks (`Ask`): make safe what is here, and let go if that is at `offset`."""
@@ -421,7 +436,9 @@ class UploadService:
         else:
             raise AlreadyReceived(UploadRecord.of(upload, None))
 
-    async def _take(self, upload_id: str, *, offset: int, principal: Principal, length: int | None) -> Upload:
+    async def _take(
+        self, upload_id: str, *, offset: int, principal: Principal, length: int | None, size: int | None
+    ) -> Upload:
         upload = await self._writable(upload_id, principal)
         if upload.holder is not None and upload.state == "receiving":
             await self._ask_holder(upload, offset)
@@ -439,6 +456,9 @@ class UploadService:
                 raise Problem(problems.LENGTH_FIXED, f"It has {upload.size} bytes already.")
             if length > self.options.max_size:
                 raise too_large(self.options.max_size)
+        bound = upload.length if length is None else length
+        if size is not None and bound is not None and offset + size > bound:
+            raise over_length(bound)
         if upload.state != "receiving":
             return upload
         if upload.epoch >= rows.MAX_EPOCHS:
