@@ -10,8 +10,10 @@ from pathlib import Path
 import httpx
 import pytest
 from tests.integration.uploading import serving
+from typer.testing import CliRunner
 
 from bongsu import ReceivedFile, Rejected
+from bongsu.cli import app
 from bongsu.uploads.hooks import Hooks
 
 
@@ -104,6 +106,33 @@ async def test_a_file_that_a_hook_rejects_is_never_served_and_says_why(
         deleted = await client.delete(f"/uploads/{upload_id}", headers={"x-who": "key"})
         assert deleted.status_code == 204
         assert server.kept_files() == []
+
+
+async def test_an_operator_brings_an_upload_back_that_was_given_up(
+    database_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What was received is kept for that: the command changes rows only, and a replica finds the job."""
+    monkeypatch.setenv("BONGSU_DATABASE_URL", database_url)
+    strict = True
+    async with (
+        serving(database_url, tmp_path / "files") as server,
+        httpx.AsyncClient(base_url=server.url, timeout=30) as client,
+    ):
+
+        @server.service.hooks.register("scan")
+        async def scan(file: ReceivedFile) -> None:
+            if strict:
+                raise Rejected("no such thing")
+
+        upload_id = (await client.post("/uploads", files={"file": ("a", b"content")})).json()["id"]
+        await server.until(lambda event: event["upload"].get("state") == "failed")
+        strict = False
+        result = await asyncio.to_thread(CliRunner().invoke, app, ["jobs", "retry", "--all"])
+        assert result.exit_code == 0, result.output
+        stored = await server.stored(upload_id)
+        assert (stored["error"], stored["attempts"]) == (None, 2)
+        assert (await client.get(f"/uploads/{upload_id}/content")).content == b"content"
+        assert server.states(upload_id)[-3:] == ["failed", "received", "stored"]
 
 
 @pytest.mark.parametrize("name", ["", "a b", "a" * 61, "검사"])

@@ -168,6 +168,49 @@ async def test_an_app_publishes_in_its_own_transactions(database_url: str, tmp_p
     await engine.dispose()
 
 
+async def test_an_app_has_its_own_jobs_and_hooks(database_url: str, tmp_path: Path) -> None:
+    """
+    Setup: an app with a job that writes a row of its own, and a hook that enqueues it for each upload.
+    Do: upload a file.
+    Expect: the row is there once, and the metrics count what waits.
+    """
+    app = FastAPI()
+    settings = load(dev=True, database_url=database_url, storage_url=f"file://{tmp_path}/storage")
+    realtime = bongsu.mount(app, "/realtime", settings=settings)
+    engine = create_async_engine(database_url, connect_args=_patient(database_url))
+    async with engine.begin() as connection:
+        await connection.run_sync(Base.metadata.create_all)
+    done = asyncio.Event()
+
+    @realtime.job("count")
+    async def count(job: bongsu.JobRun) -> None:
+        async with job.completing() as session:
+            session.add(Order(id=job.payload["size"]))
+        done.set()
+
+    @realtime.on_stored("count")
+    async def enqueue(file: bongsu.ReceivedFile) -> None:
+        async with AsyncSession(engine) as session, session.begin():
+            payload = {"size": file.upload.size}
+            first = await realtime.jobs.enqueue(session, "count", payload, key=file.key)
+            again = await realtime.jobs.enqueue(session, "count", payload, key=file.key)
+        assert (first is not None, again) == (True, None)
+
+    async with (
+        serving(app) as address,
+        httpx.AsyncClient(base_url=f"http://{address}") as http,
+        asyncio.timeout(DEADLINE),
+    ):
+        await http.post("/realtime/upload-file/", files={"file": ("a.txt", b"content")})
+        await done.wait()
+        async with AsyncSession(engine) as session:
+            assert list((await session.execute(select(Order.id))).scalars()) == [7]
+        metrics = (await http.get("/realtime/metrics")).text
+        for name in ('bongsu_jobs{state="dead"} 0.0', 'bongsu_oldest_job_seconds{state="queued"} 0.0'):
+            assert name in metrics
+    await engine.dispose()
+
+
 def _patient(database_url: str) -> dict[str, object]:
     """SQLite has one writer at a time, and a second one waits for as long as it is told to."""
     return {"timeout": 10} if database_url.startswith("sqlite") else {}
