@@ -80,6 +80,10 @@ async def test_an_app_that_mounts_us_keeps_its_own_life_and_routes(tmp_path: Pat
         uploaded = await http.post("/realtime/upload-file/", files={"file": ("a.txt", b"content")})
         assert uploaded.json()["status_url"].startswith("/realtime/uploads/")
         assert (await http.get(uploaded.json()["status_url"])).json()["filename"] == "a.txt"
+        resumable = {"Tus-Resumable": "1.0.0"}
+        made = await http.post("/realtime/files/", headers={**resumable, "Upload-Length": "3"})
+        assert made.headers["location"].startswith("/realtime/files/")
+        assert (await http.head(made.headers["location"], headers=resumable)).headers["upload-offset"] == "0"
         document = (await http.get("/realtime/openapi.json")).json()
         assert {"/api/publish", "/uploads", "/upload-file/"} <= set(document["paths"])
         key = {"X-API-Key": settings.api_key.get_secret_value()} if settings.api_key else {}
