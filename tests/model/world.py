@@ -112,6 +112,7 @@ class World(ABC):
                 await getattr(self, name)(*arguments)
                 self._check()
             await self._finish()
+            await self._leave()
         finally:
             for subscriber in self.subscribers:
                 subscriber.drop()
@@ -264,6 +265,18 @@ class World(ABC):
         if self.ledger.top != page.offset:
             raise Violation(f"publishers were told {self.ledger.top}, the stream is at {page.offset}")
         self._check()
+
+    async def _leave(self) -> None:
+        """Nothing is left of those who go, in the middle of whatever they were doing."""
+        for place, subscriber in enumerate(self.subscribers):
+            await self.connect(place, place)
+            subscriber.subscribe()
+            await self.turns(place)
+            subscriber.drop()
+        await self.settle()
+        for replica in self.replicas:
+            if replica.node.clients or replica.node.hub.counts().get(CHANNEL):
+                raise Violation(f"{replica.node.hub.counts()} after everybody has left")
 
     async def _until_all_are_live(self) -> None:
         for _ in range(10):

@@ -324,6 +324,8 @@ class Subscriptions:
         self._by_name[name] = subscription
         try:
             await within(READY_TIMEOUT, node.hub.ready(channel))
+            if connection.is_over():  # it has left everything already: what it joined now would stay for ever
+                raise Ended(errors.CONNECTION_CLOSED)
             node.hub.join(channel, connection.client, variant)
             if options.presence or options.join_leave:
                 node.roster.want(
@@ -350,8 +352,7 @@ class Subscriptions:
             raise
         finally:
             node.hub.release(channel)
-        if connection.is_over():  # closed meanwhile, when this one was not in the table of the hub yet
-            self.leave(name)
+        if connection.is_over():
             raise Ended(errors.CONNECTION_CLOSED)
         position = subscription.position
         if position is not None and not node.hub.follows(channel, connection.client, position):
