@@ -10,7 +10,9 @@ from typing import Any
 import httpx
 import jwt
 import pytest
+from deploy.child import wait_until
 from deploy.cluster import REPOSITORY, Cluster
+from deploy.replica import Replica
 from tests.sdk.line import Line
 from tests.servers import outer_environment
 
@@ -91,6 +93,10 @@ class Deployment:
         return jwt.encode(claims, self.secret, algorithm="HS256")
 
 
+def _knows_both(replica: Replica) -> bool:
+    return len(httpx.get(f"{replica.url}/status").json()["cluster"]["replicas"]) == 2
+
+
 @pytest.fixture(scope="session")
 def deployment(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Deployment]:
     root = tmp_path_factory.mktemp("sdk")
@@ -98,6 +104,8 @@ def deployment(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Deployment]
     cluster = Cluster(root, replicas=2, env={**outer_environment(), **SETTINGS})
     try:
         with cluster:
+            # What reaches connections on every replica reaches those that a replica knows of: after a second.
+            wait_until(lambda: all(map(_knows_both, cluster.replicas)), within=30, what="replicas in touch")
             yield Deployment(cluster.url)
     finally:
         # Elsewhere than in `root` when we are root: see deploy/postgres_server.py.

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import base64
+import time
 from collections.abc import AsyncIterator
+from typing import Any
+from uuid import uuid4
 
 import cent
 import pytest
@@ -136,6 +139,89 @@ async def test_binary_data_reaches_clients_of_the_binary_encoding(
         await backend.publish(cent.PublishRequest(channel=channel, data="", b64data=payload))
         [context] = await heard.count("publication", 1)
     assert context.pub.data == b"\x00\xff"
+
+
+async def several(deployment: Deployment, clients: Clients, user: str) -> list[Heard]:
+    """Four connections of one user, which nginx spreads over both replicas."""
+    heard = []
+    for _ in range(4):
+        client, events = clients.client(token=deployment.sign({"sub": user}))
+        await client.connect()
+        await events.count("connected", 1)
+        heard.append(events)
+    return heard
+
+
+async def named(heard: Heard, event: str, channel: str) -> Any:
+    """The first such event of a server-side subscription to `channel`."""
+    wanted = 1
+    while True:
+        contexts = await heard.count(event, wanted)
+        for context in contexts:
+            if context.channel == channel:
+                return context
+        wanted = len(contexts) + 1
+
+
+async def test_a_user_is_subscribed_and_unsubscribed_on_every_replica(
+    deployment: Deployment, clients: Clients, backend: cent.AsyncClient
+) -> None:
+    user, channel = uuid4().hex, new_channel()
+    heard = await several(deployment, clients, user)
+    await backend.subscribe(cent.SubscribeRequest(user=user, channel=channel, data={"why": "server"}))
+    for each in heard:
+        assert (await named(each, "subscribed", channel)).data == {"why": "server"}
+    counted = await backend.channels(cent.ChannelsRequest(pattern=channel.replace("python", "*")))
+    assert {name: info.num_clients for name, info in counted.channels.items()} == {channel: 4}
+    await backend.publish(cent.PublishRequest(channel=channel, data={"n": 1}))
+    for each in heard:
+        assert (await named(each, "publication", channel)).pub.data == {"n": 1}
+    await backend.unsubscribe(cent.UnsubscribeRequest(user=user, channel=channel))
+    for each in heard:
+        await named(each, "unsubscribed", channel)
+    assert (await backend.channels(cent.ChannelsRequest(pattern=channel))).channels == {}
+
+
+async def test_a_user_is_disconnected_on_every_replica_but_for_the_whitelist(
+    deployment: Deployment, clients: Clients, backend: cent.AsyncClient
+) -> None:
+    user = uuid4().hex
+    kept, *others = await several(deployment, clients, user)
+    [connected] = kept.all["connected"]
+    await backend.disconnect(
+        cent.DisconnectRequest(
+            user=user, whitelist=[connected.client], disconnect=cent.Disconnect(code=4500, reason="banned")
+        )
+    )
+    for each in others:
+        [context] = await each.count("disconnected", 1)
+        assert (context.code, context.reason) == (4500, "banned")
+    await backend.publish(cent.PublishRequest(channel=f"#{user}", data={"still": "here"}))
+    assert (await named(kept, "publication", f"#{user}")).pub.data == {"still": "here"}
+    assert kept.all["disconnected"] == []
+
+
+async def test_a_users_connections_are_let_expire_on_every_replica(
+    deployment: Deployment, clients: Clients, backend: cent.AsyncClient
+) -> None:
+    user = uuid4().hex
+    heard = await several(deployment, clients, user)
+    await backend.refresh(cent.RefreshRequest(user=user, expire_at=int(time.time()) + 600))
+    await backend.refresh(cent.RefreshRequest(user=user, expired=True))
+    for each in heard:
+        assert [context.code for context in await each.count("connecting", 2)] == [0, 3005]
+        await each.count("connected", 2)
+
+
+async def test_info_counts_what_all_replicas_have(
+    deployment: Deployment, clients: Clients, backend: cent.AsyncClient
+) -> None:
+    await several(deployment, clients, uuid4().hex)
+    nodes = (await backend.info(cent.InfoRequest())).nodes
+    assert len(nodes) == len({node.uid for node in nodes}) == 2
+    assert all(node.version and node.num_clients for node in nodes)
+    assert sum(node.num_clients for node in nodes) >= 4
+    assert sum(node.num_subs for node in nodes) >= 4  # each user has a personal channel
 
 
 async def test_errors_arrive_as_the_clients_own_exceptions(
