@@ -102,7 +102,7 @@ async def test_an_upload_is_paused_with_a_click_and_goes_on_with_another(
     await page.get_by_role("button", name="Upload 1 file").click()
     await page.wait_for_function("uppy.getFiles()[0].progress.bytesUploaded > 0")
     await page.get_by_role("button", name="Pause", exact=True).click()
-    await expect(page.get_by_text("Paused", exact=True)).to_be_visible()
+    await expect(page.get_by_text("Upload paused", exact=True)).to_be_visible()
     await devtools.send("Network.emulateNetworkConditions", {**slow, "uploadThroughput": -1})
     await page.get_by_role("button", name="Resume", exact=True).click()
     await check(deployment, page, contents)
