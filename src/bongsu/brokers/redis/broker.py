@@ -44,7 +44,7 @@ class RedisBroker(Backend):
         super().__init__()
         self._names = Names(prefix)
         self._started = False
-        self._greeter = Greeter()
+        self._greeter = Greeter(on_other=lambda: self._presence.distrust())
         self.pipeline = Pipeline(
             opener(url, greet=self._greeter.greet),
             scripts=[script.text for script in (*scripts.STREAMS, *PRESENCE_SCRIPTS)],

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from typing import Any, cast
 
 import structlog
@@ -15,7 +16,9 @@ log = structlog.get_logger("bongsu.brokers.redis")
 class Greeter:
     """Remembers, from one connection to the next, whom we talked to."""
 
-    def __init__(self) -> None:
+    def __init__(self, on_other: Callable[[], None]) -> None:
+        """`on_other` is called when it is another Redis than before, or one that has been started again."""
+        self._on_other = on_other
         self.incarnation = b""
         """run_id and master_replid of the Redis; other ones mean that it may have forgotten something."""
         self._run_id = b""
@@ -34,8 +37,11 @@ class Greeter:
             raise ReadOnlyError("this redis is a replica")
         if self._client_id and run_id == self._run_id:
             await self._kill_predecessor(connection)
+        other = bool(self.incarnation) and self.incarnation != run_id + replid
         self.incarnation = run_id + replid
         self._run_id, self._client_id = run_id, int(client_id)
+        if other:
+            self._on_other()
 
     async def _kill_predecessor(self, connection: AbstractConnection) -> None:
         """A connection that we gave up may have publishes in Redis's socket still, unread. Executed after

@@ -158,6 +158,13 @@ class RedisPresence:
             return PresenceStatsResult(num_clients, min(num_users, num_clients))
         return PresenceStatsResult(len(members), len({info.user for info in members.values()}))
 
+    def distrust(self) -> None:
+        """Redis may have older data now, with our lease in it, and entries of members that have left since.
+
+        In another incarnation's name, those that are left are written again, and the rest is swept.
+        """
+        self._begin_incarnation(sweep_after=SWEPT_MEMORY)
+
     def renounce(self) -> None:
         self._begin_incarnation(sweep_after=0)
         self._evictions += 1
