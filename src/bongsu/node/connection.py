@@ -112,6 +112,7 @@ class Connection:
         self._unasked = 0
         self._called_at = math.inf
         self._working = False
+        self._is_left = False
         services.register(self)
         self._set_timer()
 
@@ -231,6 +232,7 @@ class Connection:
                 self._start(job())
         self._working = False
         self._set_timer()
+        self._let_go()
         if not self._reading and not self._jobs:
             self._reading = True
             self._unasked = 0
@@ -411,6 +413,15 @@ class Connection:
         self.services.wheel.set(self, None)
         self.subscriptions.leave_all()
         self.services.unregister(self)
+        self._is_left = True
+        self._let_go()
+
+    def _let_go(self) -> None:
+        """When it is over and nothing is under way, break the cycles: it goes now, not with the collector."""
+        if self._is_left and self._task is None and not (self._aside or self._working):
+            self._is_left = False
+            self.client.lost_position = None
+            self.subscriptions.let_go()
 
 
 def _monotonic(unix: float) -> float:

@@ -508,6 +508,10 @@ class Subscriptions:
     def names(self) -> list[str]:
         return list(self._by_name)
 
+    def let_go(self) -> None:
+        """The connection has ended, and asks nothing more."""
+        del self._connection
+
 
 def _result(wish: Wish) -> SubscribeResult:
     expires = wish.refreshable and wish.expire_at is not None
