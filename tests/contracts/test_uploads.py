@@ -24,11 +24,12 @@ from bongsu.jobs.worker import Worker
 from bongsu.protocol import problems
 from bongsu.protocol.messages import Principal
 from bongsu.protocol.problems import Problem, ProblemKind
+from bongsu.uploads.drafts import AlreadyReceived
 from bongsu.uploads.options import UploadOptions
 from bongsu.uploads.orphans import remove_orphans
 from bongsu.uploads.receiver import COMMIT_EVERY
 from bongsu.uploads.record import UploadRecord
-from bongsu.uploads.service import AlreadyReceived, UploadService
+from bongsu.uploads.service import UploadService
 from bongsu.uploads.stores import LocalStore
 from bongsu.uploads.stores.base import object_key, segment_key
 from bongsu.uploads.tus import Checksum
@@ -68,6 +69,7 @@ class Cluster:
             while (record := await self.a.get(upload_id, Principal(trusted=True))).state != "stored":
                 assert record.state in {"received", "processing"}
                 await asyncio.sleep(0.01)
+        await self.worker.stop()  # it cleans up behind the commit, and is waited for
         _, reader = await self.a.open(upload_id, Principal(trusted=True))
         content = await reader.read(0, record.size)
         await reader.close()
@@ -511,7 +513,7 @@ async def test_the_same_key_of_the_same_owner_is_the_same_upload(cluster: Cluste
     await cluster.send(cluster.a, first, 0, b"12345")
     async with (
         refused_again(first),
-        cluster.b.receive(filename="f", content_type="a/b", owner="ann", idempotency_key="k"),
+        cluster.b.intake.receive(filename="f", content_type="a/b", owner="ann", idempotency_key="k"),
     ):
         pass
 
@@ -526,9 +528,9 @@ async def refused_again(upload_id: str) -> AsyncIterator[None]:
 async def test_a_request_sent_again_replaces_the_one_that_never_arrived(cluster: Cluster) -> None:
     """The first one's connection is dead, but its replica does not know yet; its client tries again."""
     again = {"filename": "f", "content_type": "a/b", "owner": "ann", "idempotency_key": "k"}
-    async with cluster.b.receive(**again) as retry_sink:  # type: ignore[arg-type]
+    async with cluster.b.intake.receive(**again) as retry_sink:  # type: ignore[arg-type]
         await retry_sink.write(b"first")
-        async with cluster.a.receive(**again) as sink:  # type: ignore[arg-type]
+        async with cluster.a.intake.receive(**again) as sink:  # type: ignore[arg-type]
             await sink.write(b"second")
             record = await sink.finish()
         async with refused(problems.UPLOAD_NOT_STORED):

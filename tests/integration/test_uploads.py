@@ -577,7 +577,7 @@ async def test_what_a_killed_replica_was_receiving_is_swept(serve: Serve, client
     server = await serve(working=False)
     async with AsyncExitStack() as stack:
         for name in ("dead", "alive"):
-            receiving = server.service.receive(filename=name, content_type="a/b", owner="")
+            receiving = server.service.intake.receive(filename=name, content_type="a/b", owner="")
             receiver = await stack.enter_async_context(receiving)
             await receiver.write(bytes(2 * MIB))
         async with server.database.transaction() as session:

@@ -31,12 +31,13 @@ from bongsu.db.models import is_id
 from bongsu.protocol import problems
 from bongsu.protocol.messages import Principal
 from bongsu.protocol.problems import Problem
+from bongsu.uploads.drafts import AlreadyReceived
 from bongsu.uploads.multipart import FIELD, MAX_OVERHEAD
 from bongsu.uploads.names import clean_content_type, clean_filename
 from bongsu.uploads.receiver import too_large
 from bongsu.uploads.record import UploadRecord
 from bongsu.uploads.rows import Cursor
-from bongsu.uploads.service import AlreadyReceived, UploadService
+from bongsu.uploads.service import UploadService
 
 __all__ = ["UploadAccepted", "UploadPage", "uploads_router"]
 
@@ -144,7 +145,7 @@ def uploads_router(service: UploadService, authorize: Callable[..., Awaitable[Pr
     ) -> Response:
         async def receiving(body: Body) -> UploadRecord:
             _check_length(request, service.options.max_size + MAX_OVERHEAD, service.options.max_size)
-            return await service.receive_form(
+            return await service.intake.receive_form(
                 aiter(body),
                 content_type=request.headers.get("content-type", ""),
                 owner=owner_of(principal),
@@ -204,7 +205,7 @@ def uploads_router(service: UploadService, authorize: Callable[..., Awaitable[Pr
             if not name:
                 raise Problem(problems.FILE_NAME_MISSING, "Say ?filename=, with something that can be shown.")
             _check_length(request, service.options.max_size, service.options.max_size)
-            return await service.receive_body(
+            return await service.intake.receive_body(
                 aiter(body),
                 filename=name,
                 content_type=clean_content_type(request.headers.get("content-type", "")),

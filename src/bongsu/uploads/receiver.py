@@ -9,7 +9,8 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Final, Protocol
 
@@ -29,7 +30,7 @@ from bongsu.uploads.tasks import FINISH, not_allowed
 from bongsu.uploads.tus import Checksum
 from bongsu.uploads.types import HEAD, is_allowed, sniff
 
-__all__ = ["Means", "Receiver", "Sink", "Stored", "taken", "too_large"]
+__all__ = ["Batches", "Means", "Receiver", "Sink", "Stored", "taken", "too_large"]
 
 log = structlog.stdlib.get_logger(__name__)
 
@@ -39,6 +40,33 @@ COMMIT_EVERY: Final = 8 * 1024 * 1024
 _SIGN_OF_LIFE: Final = 10.0  # seconds between two commits of a slow sender; well below `abandoned_after`
 _TELL_EVERY: Final = 0.25  # seconds between two events of progress
 _INLINE: Final = 128 * 1024  # bytes up to which hashing is cheaper than the way to a thread and back
+
+
+# What the batches of all uploads that arrive at one time may hold together. Few uploads get large batches,
+# which cost less; many get small ones, which cost no more memory.
+_BATCHES: Final = 32 * 1024 * 1024
+_SMALLEST_BATCH: Final = 64 * 1024
+
+
+class Batches:
+    """How many bytes each upload gathers before it writes; `largest` is the store's."""
+
+    def __init__(self, largest: int) -> None:
+        self._largest = largest
+        self._arriving = 0
+
+    @contextmanager
+    def arriving(self) -> Iterator[None]:
+        """One upload more arrives while the block runs."""
+        self._arriving += 1
+        try:
+            yield
+        finally:
+            self._arriving -= 1
+
+    def size(self) -> int:
+        """Bytes that each upload may gather now."""
+        return max(_SMALLEST_BATCH, min(self._largest, _BATCHES // max(1, self._arriving)))
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,8 +79,7 @@ class Means:
     publish: Callable[[str, bytes], Awaitable[None]]
     options: UploadOptions
     replica: str
-    batch_size: Callable[[], int]
-    """Bytes to gather before they are written."""
+    batches: Batches
     check_room: Callable[[int], Awaitable[None]]
     """Raises `Problem(DISK_FULL)` when so many bytes more would fall below the watermark."""
 
@@ -137,7 +164,7 @@ class Receiver:
             if self.received + len(data) > limit:
                 raise too_large(limit) if self._upload.length is None else over_length(limit)
             self._batch += data
-            if len(self._batch) >= self._means.batch_size():
+            if len(self._batch) >= self._means.batches.size():
                 await self._flush()
             waiting = self._written - self._committed
             if waiting >= COMMIT_EVERY or time.monotonic() - self._committed_at > _SIGN_OF_LIFE:

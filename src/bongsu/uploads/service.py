@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-import hashlib
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import asynccontextmanager
 from typing import Final
 
-import msgspec
 import structlog
 from sqlalchemy.exc import IntegrityError
 from sqlmodel import col
@@ -21,18 +19,19 @@ from bongsu.protocol import problems
 from bongsu.protocol.messages import Principal
 from bongsu.protocol.problems import Problem
 from bongsu.uploads import rows
+from bongsu.uploads.drafts import AlreadyReceived, Drafts, digest_of
 from bongsu.uploads.events import tell_changed
 from bongsu.uploads.hooks import Hooks
-from bongsu.uploads.multipart import FileData, FileStart, UploadForm
+from bongsu.uploads.intake import Intake
 from bongsu.uploads.options import UploadOptions
-from bongsu.uploads.receiver import Means, Receiver, Sink, Stored, over_length, taken, too_large
+from bongsu.uploads.receiver import Batches, Means, Receiver, Sink, Stored, over_length, taken, too_large
 from bongsu.uploads.record import UploadRecord
 from bongsu.uploads.removal import Removal
-from bongsu.uploads.stores.base import BATCH, HasRoom, Reader, Store, StoreError
+from bongsu.uploads.stores.base import Reader, Store, StoreError
 from bongsu.uploads.tasks import FINISH, FinishUpload
 from bongsu.uploads.tus import Checksum
 
-__all__ = ["AlreadyReceived", "Ask", "Publish", "UploadService"]
+__all__ = ["Ask", "Publish", "UploadService"]
 
 log = structlog.stdlib.get_logger(__name__)
 
@@ -45,21 +44,7 @@ Ask = Callable[[str, str, int | None], Awaitable[None]]
 answer. Never raises.
 """
 
-# What the batches of all uploads that arrive at one time may hold together. Few uploads get large batches,
-# which cost less; many get small ones, which cost no more memory.
-_BATCHES: Final = 32 * 1024 * 1024
-_SMALLEST_BATCH: Final = 64 * 1024
-
 _ASK_TIMEOUT: Final = 0.5  # seconds; a frozen replica does not answer, and its epoch is taken all the same
-_FULL_FOR: Final = 60  # seconds until a client may look whether there is room again
-
-
-class AlreadyReceived(Exception):
-    """This idempotency key was used for an upload that has arrived: the answer is its record."""
-
-    def __init__(self, record: UploadRecord) -> None:
-        super().__init__(record.id)
-        self.record = record
 
 
 class UploadService:
@@ -86,15 +71,14 @@ class UploadService:
         self.hooks = Hooks()
         self._database = database
         self._store = store
-        self._room = store if isinstance(store, HasRoom) and options.min_free else None
         self._jobs = jobs
         self._publish = publish
         self._replica = replica
         self._ask = ask
         self._open_to_all = open_to_all
-        self._arriving = 0
         self._held: dict[str, Receiver] = {}
         self._removal = Removal(database, store, options)
+        self._drafts = Drafts(database, store, options, self._removal)
         self._means = Means(
             database,
             store,
@@ -102,9 +86,11 @@ class UploadService:
             publish,
             options,
             replica,
-            self._batch_size,
-            self._check_room,
+            Batches(store.batch),
+            self._drafts.check_room,
         )
+        self.intake = Intake(self._means, self._drafts, self._removal)
+        """Receives what comes in one request."""
 
     def handlers(self) -> Mapping[str, Handler]:
         """The jobs of uploads, by kind, for this replica's worker."""
@@ -121,113 +107,6 @@ class UploadService:
     def ring(self) -> None:
         """Wake the worker: the doorbell that runs right after a response."""
         self._jobs.ring()
-
-    # One request, one file: nothing is left unless all of it arrives
-
-    @asynccontextmanager
-    async def receive(
-        self,
-        *,
-        filename: str,
-        content_type: str,
-        owner: str | None,
-        length: int | None = None,
-        bound: int | None = None,
-        idempotency_key: str | None = None,
-    ) -> AsyncIterator[Sink]:
-        """Receive one file; `filename` and `content_type` are cleaned ones.
-
-        `length` in bytes is what it has, `bound` what it has at most, where they are known. Unless
-        `Sink.finish` has been reached, nothing of it is left when the block ends. Raises `AlreadyReceived`,
-        `StoreError`, `DatabaseUnavailable`, and `Problem` as `create` and the sink do.
-        """
-        upload = await self._create(
-            rows.Draft(
-                filename,
-                content_type,
-                owner,
-                self._replica,
-                self.options.abandoned_after,
-                length=length,
-                reserved=min(length or bound or 0, self.options.max_size),
-                holder=self._replica,
-                idempotency=_digest_of(owner, idempotency_key),
-            )
-        )
-        try:
-            receiver = Receiver(upload, self._means, whole=True)
-            self._arriving += 1
-            try:
-                yield receiver
-            finally:
-                self._arriving -= 1
-                await receiver.close(keep=False)
-        except BaseException:
-            # Also at cancellation. When a commit's outcome is unknown the row decides: a received upload
-            # does not match, and stays.
-            await self._discard(upload)
-            raise
-
-    async def receive_form(
-        self,
-        body: AsyncIterator[bytes],
-        *,
-        content_type: str,
-        owner: str | None,
-        bound: int | None = None,
-        idempotency_key: str | None = None,
-    ) -> UploadRecord:
-        """Receive the multipart form whose bytes `body` yields; constant memory, no byte twice on disk.
-
-        Returns once the file is durably received and its job enqueued. Raises what `receive` and
-        `UploadForm` raise, and what `body` raises; then nothing is left.
-        """
-        form = UploadForm(content_type)
-        await self._check_key(owner, idempotency_key)
-        sink: Sink | None = None
-        async with AsyncExitStack() as stack:
-            async for chunk in body:
-                for start in range(0, len(chunk), BATCH):
-                    for event in form.feed(chunk[start : start + BATCH]):
-                        match event:
-                            case FileStart(filename=name, content_type=declared):
-                                receiving = self.receive(
-                                    filename=name,
-                                    content_type=declared,
-                                    owner=owner,
-                                    bound=bound,
-                                    idempotency_key=idempotency_key,
-                                )
-                                sink = await stack.enter_async_context(receiving)
-                            case FileData(data=data):
-                                assert sink is not None  # the form begins the file before its data
-                                await sink.write(data)
-            form.end()
-            assert sink is not None  # the form ends only with a file
-            return await sink.finish()
-
-    async def receive_body(
-        self,
-        body: AsyncIterator[bytes],
-        *,
-        filename: str,
-        content_type: str,
-        owner: str | None,
-        length: int | None,
-        idempotency_key: str | None = None,
-    ) -> UploadRecord:
-        """Receive the file whose bytes `body` yields. Returns and raises as `receive_form` does."""
-        await self._check_key(owner, idempotency_key)
-        async with self.receive(
-            filename=filename,
-            content_type=content_type,
-            owner=owner,
-            length=length,
-            idempotency_key=idempotency_key,
-        ) as sink:
-            async for chunk in body:
-                await sink.write(chunk)
-            return await sink.finish()
 
     # Many requests, one file: what arrived stays
 
@@ -258,10 +137,10 @@ class UploadService:
             resumable=True,
             metadata=metadata,
             partial=partial,
-            idempotency=_digest_of(owner, idempotency_key),
+            idempotency=digest_of(owner, idempotency_key),
         )
         try:
-            upload = await self._create(draft)
+            upload = await self._drafts.admit(draft)
         except AlreadyReceived as again:
             return again.record
         if length != 0:
@@ -295,7 +174,7 @@ class UploadService:
             self.options.expire_after,
             resumable=True,
             metadata=metadata,
-            idempotency=_digest_of(owner, idempotency_key),
+            idempotency=digest_of(owner, idempotency_key),
         )
         try:
             async with self._database.transaction() as session:
@@ -350,11 +229,10 @@ class UploadService:
                     interrupt=lambda: interruption.reschedule(loop.time()),
                 )
                 self._held[upload.id] = receiver
-                self._arriving += 1
                 try:
-                    yield receiver
+                    with self._means.batches.arriving():
+                        yield receiver
                 finally:
-                    self._arriving -= 1
                     if self._held.get(upload.id) is receiver:
                         del self._held[upload.id]
                     await receiver.close(keep=True)
@@ -403,39 +281,6 @@ class UploadService:
         await self._resumable(upload_id, principal)
         await self.delete(upload_id, principal)
 
-    async def _create(self, draft: rows.Draft) -> Upload:
-        """Raises `AlreadyReceived` for a key that was used, unless what it was used for never arrived."""
-        for length in (draft.length, draft.reserved):
-            if length is not None and length > self.options.max_size:
-                raise too_large(self.options.max_size)
-        await self._check_room(draft.reserved)
-        while True:
-            try:
-                async with self._database.transaction() as session:
-                    upload = await rows.create(session, draft, self.options)
-                    await tell_changed(session, upload)
-                    return upload
-            except IntegrityError:
-                if draft.idempotency is None:
-                    raise
-                await self._find_key(draft.idempotency)
-
-    async def _check_key(self, owner: str | None, idempotency_key: str | None) -> None:
-        """Before anything is read. Raises `AlreadyReceived`."""
-        if (digest := _digest_of(owner, idempotency_key)) is not None:
-            await self._find_key(digest)
-
-    async def _find_key(self, digest: str) -> None:
-        async with self._database.session() as session:
-            upload = await rows.find(session, digest)
-        if upload is None:
-            return
-        if upload.state == "receiving" and not upload.resumable:
-            # Its client has given that request up, or would not send another; we may notice only in minutes.
-            await self._removal.remove(rows.is_receiving(upload))
-        else:
-            raise AlreadyReceived(UploadRecord.of(upload, None))
-
     async def _take(
         self, upload_id: str, *, offset: int, principal: Principal, length: int | None, size: int | None
     ) -> Upload:
@@ -466,7 +311,7 @@ class UploadService:
                 problems.TOO_MANY_PIECES,
                 f"It came in {rows.MAX_EPOCHS} requests; begin again.",
             )
-        await self._check_room((length or upload.length or offset) - offset)
+        await self._drafts.check_room((length or upload.length or offset) - offset)
         async with self._database.transaction() as session:
             mine = await rows.take(session, upload, replica=self._replica, length=length, limits=self.options)
         if mine is None:
@@ -578,30 +423,7 @@ class UploadService:
             raise Problem(problems.NOT_FOUND, f"There is no upload {upload_id[:64]!r}.")
         return found
 
-    def _batch_size(self) -> int:
-        """Bytes that each upload may gather now before it writes."""
-        return max(_SMALLEST_BATCH, min(self._store.batch, _BATCHES // max(1, self._arriving)))
-
-    async def _discard(self, upload: Upload) -> None:
-        try:
-            await self._removal.remove(rows.is_receiving(upload))
-        except (StoreError, DatabaseUnavailable) as error:
-            # The row says that something is left, and the sweep goes by the rows.
-            log.warning("an unfinished upload is left to the sweep", upload=upload.id, error=str(error))
-
-    async def _check_room(self, size: int) -> None:
-        free = None if self._room is None else await self._room.free()
-        if free is not None and free - size < self.options.min_free:
-            raise Problem(problems.DISK_FULL, "Try again later, or tell the operator.", retry_after=_FULL_FOR)
-
 
 def _check_owner(owner: str | None, principal: Principal) -> None:
     if not principal.trusted and owner != principal.user:
         raise Problem(problems.FORBIDDEN, "Only who began an upload may do that, or the API key's holder.")
-
-
-def _digest_of(owner: str | None, idempotency_key: str | None) -> str | None:
-    """Two users' keys never meet; hashed, for a key may be of any length and is nobody else's business."""
-    if idempotency_key is None:
-        return None
-    return hashlib.sha256(msgspec.json.encode([owner, idempotency_key])).hexdigest()
