@@ -179,5 +179,5 @@ def _decode_publication(payload: bytes) -> Publication:
 def _client_info(payload: bytes) -> ClientInfo:
     try:
         return ClientInfo(*_decode_info(payload[_HEAD_SIZE:]))
-    except msgspec.DecodeError as error:
+    except (UnicodeDecodeError, msgspec.DecodeError) as error:
         raise UnknownEnvelope(f"a client's info in {len(payload)} bytes: {error}") from error
