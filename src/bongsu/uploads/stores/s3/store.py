@@ -31,6 +31,7 @@ T = TypeVar("T")
 _BUFFERS: Final = 16 * 1024 * 1024
 _SMALLEST: Final = 256 * 1024
 
+_PUTS: Final = 16  # objects on their way at one time: each has a connection with buffers of its own
 _COPIES: Final = 8  # requests at one time for one file
 _AHEAD: Final = 256 * 1024  # bytes that a download asks for at a time
 
@@ -43,6 +44,7 @@ class S3Store:
     def __init__(self, name: str, prefix: str = "") -> None:
         self._bucket = Bucket(name, prefix)
         self._writers = 0
+        self._putting = asyncio.Semaphore(_PUTS)
         self._merging = asyncio.Semaphore(1)  # of all files: a merged part is in memory
 
     async def start(self) -> None:
@@ -113,7 +115,8 @@ class S3Store:
         return max(_SMALLEST, min(LARGEST_PART, _BUFFERS // max(1, self._writers)))
 
     async def put(self, key: str, data: memoryview) -> None:
-        await self._bucket.put(key, data)
+        async with self._putting:
+            await self._bucket.put(key, data)
 
     def let_go(self) -> None:
         self._writers -= 1
@@ -151,7 +154,10 @@ class S3Store:
         return etags
 
     async def _read(self, part: Part) -> BytesIO:
-        data = BytesIO(bytes(part.size))
+        data = BytesIO()
+        data.seek(part.size - 1)
+        data.write(b"\0")  # all its room at once: growing would move and copy it again and again
+        data.seek(0)
         gets = asyncio.Semaphore(_COPIES)
 
         async def get(source: Source, at: int) -> None:
