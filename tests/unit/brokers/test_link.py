@@ -17,7 +17,9 @@ class Transport(asyncio.Transport):
         self.aborted = True
 
 
-@pytest.mark.parametrize("broken", [b"HTTP/1.1 400 Bad Request\r\n", b"%1\r\n%0\r\n:1\r\n"])
+@pytest.mark.parametrize(
+    "broken", [b"HTTP/1.1 400 Bad Request\r\n", b"%1\r\n%0\r\n:1\r\n", b"*4000000000000\r\n"]
+)
 async def test_what_is_not_resp_ends_the_connection_and_is_no_exception(broken: bytes) -> None:
     replies: list[Any] = []
     link, transport = Link(replies.extend), Transport()

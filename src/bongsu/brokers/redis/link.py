@@ -85,9 +85,9 @@ class Link(asyncio.Protocol):
         try:
             while (reply := reader.gets()) is not _INCOMPLETE:
                 replies.append(reply)
-        except (hiredis.ProtocolError, TypeError) as error:
-            # Bytes that are not RESP: nothing after them can be trusted. TypeError is what hiredis makes of
-            # a map whose keys are maps.
+        except (hiredis.ProtocolError, TypeError, MemoryError) as error:
+            # Bytes that are not RESP: nothing after them can be trusted. The others are what hiredis makes of
+            # a map whose keys are maps, and of a list said to have a billion items.
             log.error("redis sent bytes that are not RESP", error=str(error))
             self.abort()
             return
