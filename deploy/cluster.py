@@ -14,6 +14,7 @@ import signal
 import subprocess
 import sys
 import time
+import tomllib
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from types import FrameType
@@ -30,6 +31,8 @@ __all__ = ["Cluster"]
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 # These are what this runner is there to set. Overwriting them silently would surprise whoever exported them.
+# With one of these given, connection tokens are somebody's already.
+_TOKEN_KEYS = ("hmac_secret", "rsa_public_key", "ecdsa_public_key", "jwks_public_endpoint")
 _OURS = ("BONGSU_BROKER_URL", "BONGSU_DATABASE_URL", "BONGSU_REPLICA")
 
 
@@ -74,6 +77,7 @@ class Cluster:
             on_line=self._voice("postgres"),
             keep_open=(self._lock,),
         )
+        self._file = _settings_file(root, os.environ if env is None else env)
         self._env = self._replica_env(os.environ if env is None else env)
         self.replicas = [
             Replica(
@@ -105,7 +109,7 @@ class Cluster:
 
     @property
     def api_key(self) -> str:
-        return self._env["BONGSU_API_KEY"]
+        return self._env.get("BONGSU_API_KEY") or str(self._file["api_key"])
 
     def replica(self, number: int) -> Replica:
         """Replica 1, 2, …, the number in its name."""
@@ -197,9 +201,17 @@ class Cluster:
             else "json",
             "BONGSU_STORAGE_URL": f"file://{self.state / 'storage'}",
             "BONGSU_FORWARDED_ALLOW_IPS": "127.0.0.1",
-            "BONGSU_API_KEY": read_or_make_secret(self.state / "api.key"),
-            "BONGSU_TOKEN__HMAC_SECRET": read_or_make_secret(self.state / "token.secret"),
         }
+        # The environment wins over the file: a secret of ours would take the place of one that is in there.
+        if "api_key" not in self._file:
+            made["BONGSU_API_KEY"] = read_or_make_secret(self.state / "api.key")
+        given = {name.lower() for name in outer}
+        token = self._file.get("token")
+        if not any(
+            f"bongsu_token__{key}" in given or (isinstance(token, dict) and key in token)
+            for key in _TOKEN_KEYS
+        ):
+            made["BONGSU_TOKEN__HMAC_SECRET"] = read_or_make_secret(self.state / "token.secret")
         ours = {"BONGSU_BROKER_URL": self.redis.url, "BONGSU_DATABASE_URL": self.postgres.url()}
         return {**made, **outer, **ours}
 
@@ -279,6 +291,14 @@ def run(root: Path, replicas: int, port: int) -> int:
     except KeyboardInterrupt:
         console.announce("cluster", "stopped; the data stays")
     return 0
+
+
+def _settings_file(root: Path, env: Mapping[str, str]) -> dict[str, object]:
+    """What the replicas' `bongsu.toml` gives, if there is one; what is wrong with it is for them to say."""
+    try:
+        return tomllib.loads((root / env.get("BONGSU_CONFIG", "bongsu.toml")).read_text("utf-8"))
+    except (OSError, ValueError):
+        return {}
 
 
 def main() -> int:

@@ -323,6 +323,47 @@ async def test_a_backend_reaches_connections_wherever_they_are(
         assert (closed.value.rcvd.code, closed.value.rcvd.reason) == (4500, "banned")
 
 
+async def test_what_was_removed_from_a_history_is_recovered_from_no_replica(
+    pair: tuple[RunningServer, RunningServer],
+) -> None:
+    """Each replica keeps the newest publications of its live channels: they must go with the history."""
+    one, two = pair
+    async with client(one) as a, client(two) as b:
+        epoch = (await a.call("subscribe", channel="news"))["epoch"]
+        await b.call("subscribe", channel="news")
+        for number in range(3):
+            await asyncio.to_thread(publish, one, "news", number)
+        for each in (a, b):
+            await each.until(lambda push: push.get("pub", {}).get("offset") == 3)
+        await asyncio.to_thread(call, two, "history_remove", channel="news")
+        position = {"channel": "news", "recover": True, "epoch": epoch, "offset": 1}
+        for server in pair:
+            async with client(server) as late, asyncio.timeout(DEADLINE):
+                # The other replica hears of it a moment later.
+                while "recovered" in await late.call("subscribe", **position):
+                    await late.call("unsubscribe", channel="news")
+                assert (await late.call("history", channel="news"))["offset"] == 3
+
+
+async def test_what_has_expired_is_not_recovered_though_somebody_is_still_there(bongsu_server: Start) -> None:
+    brief = {**CHANNELS, "HISTORY_TTL": "500ms"}
+    server = bongsu_server(
+        **{f"BONGSU_CHANNELS__WITHOUT_NAMESPACE__{name}": value for name, value in brief.items()}
+    )
+    async with client(server) as here, client(server) as late:
+        epoch = (await here.call("subscribe", channel="news"))["epoch"]
+        for number in range(3):
+            await asyncio.to_thread(publish, server, "news", number)
+        async with asyncio.timeout(DEADLINE):
+            while (await asyncio.to_thread(call, server, "history", channel="news", limit=9))["publications"]:
+                pass
+        reply = await late.call("subscribe", channel="news", recover=True, epoch=epoch, offset=1)
+        assert "recovered" not in reply
+        await late.call("unsubscribe", channel="news")
+        reply = await late.call("subscribe", channel="news", recover=True, epoch=epoch, offset=3)
+        assert reply["recovered"]
+
+
 async def test_a_frame_for_a_stream_is_taken_by_any_replica(
     bongsu_server: Start, redis_server: RedisServer
 ) -> None:

@@ -44,6 +44,7 @@ class Target:
         self.frames: list[tuple[str, bytes]] = []
         self.channels: dict[str, int] = {}
         self.error: Error | None = None
+        self.forgotten: list[str] = []
         self.changed = asyncio.Event()
 
     def _did(self, call: Call) -> None:
@@ -64,6 +65,10 @@ class Target:
 
     def refresh(self, call: Refresh) -> None:
         self._did(call)
+
+    def forget(self, channel: str) -> None:
+        self.forgotten.append(channel)
+        self.changed.set()
 
     def channel_names(self) -> list[str]:
         return list(self.channels)

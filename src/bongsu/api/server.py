@@ -229,6 +229,7 @@ class ServerApi:
 
     async def _history_remove(self, request: api.HistoryRemoveRequest) -> Answer:
         await self._node.remove_history(self._with_history(request.channel))
+        await self._control.forget(request.channel)
         return api.EmptyResult()
 
     async def _presence(self, request: api.PresenceRequest) -> Answer:

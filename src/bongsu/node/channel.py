@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections import deque
 from collections.abc import Callable
 
@@ -54,6 +55,7 @@ class Channel:
         "name",
         "offset",
         "policy",
+        "remembered_at",
         "reserved",
         "ring",
         "ring_bytes",
@@ -70,6 +72,8 @@ class Channel:
         self.offset = 0
         self.ring: deque[Publication] = deque()
         self.ring_bytes = 0
+        self.remembered_at = 0.0
+        """When the ring got its last publication, on the monotonic clock."""
         self.held: list[Publication | Join | Leave] | None = None
         self.checked_at = 0.0
         self.meta_ttl = 0.0
@@ -114,6 +118,7 @@ class Channel:
             if publication.offset:
                 self.ring.append(publication)
                 self.ring_bytes += len(publication.data)
+        self.remembered_at = time.monotonic()
         while len(self.ring) > RING_SIZE or (self.ring_bytes > RING_BYTES and len(self.ring) > 1):
             self.ring_bytes -= len(self.ring.popleft().data)
 
@@ -129,5 +134,9 @@ class Channel:
 
     def forget_position(self) -> None:
         self.epoch, self.offset = "", 0
+        self.forget_publications()
+
+    def forget_publications(self) -> None:
+        """What the history no longer has must not come from here; the position goes on."""
         self.ring.clear()
         self.ring_bytes = 0

@@ -85,6 +85,12 @@ class Refresh(Call, frozen=True, kw_only=True, tag="refresh"):
     info: bytes = b""
 
 
+class Forget(Body, frozen=True, kw_only=True, tag="forget"):
+    """The history of `channel` was removed: nobody may be given what was in it."""
+
+    channel: str
+
+
 class AskChannels(Body, frozen=True, kw_only=True, tag="channels?"):
     """Up to `limit` channels with subscribers, by name, after the name `cursor`, that match `pattern`."""
 
@@ -147,7 +153,7 @@ Question = AskChannels | AskInfo | Emulate | LetGo
 
 Answer = Channels | Info | Emulated | LetGone
 
-Message = Subscribe | Unsubscribe | Disconnect | Refresh | Question | Answer
+Message = Subscribe | Unsubscribe | Disconnect | Refresh | Forget | Question | Answer
 
 
 # ---- who does it ---------------------------------------------------------------------------------------
@@ -181,6 +187,8 @@ class ControlTarget(ChannelList, Protocol):
     def disconnect(self, call: Disconnect) -> None: ...
 
     def refresh(self, call: Refresh) -> None: ...
+
+    def forget(self, channel: str) -> None: ...
 
     def info(self) -> NodeInfo: ...
 

@@ -27,6 +27,7 @@ from bongsu.node.control import (
     Disconnect,
     Emulate,
     Emulated,
+    Forget,
     Info,
     LetGo,
     LetGone,
@@ -127,6 +128,11 @@ class ControlPlane:
         self._target.refresh(call)
         await self._send(call, [])
 
+    async def forget(self, channel: str) -> None:
+        """Raises `BrokerError`."""
+        self._target.forget(channel)
+        await self._send(Forget(channel=channel), [])
+
     # Questions
 
     async def channels(self, pattern: str = "", *, cursor: str = "", limit: int = MAX_NAMES) -> ChannelsPage:
@@ -206,6 +212,8 @@ class ControlPlane:
                 self._target.disconnect(message)
             case Refresh():
                 self._target.refresh(message)
+            case Forget():
+                self._target.forget(message.channel)
             case AskChannels():
                 if len(self._listings) < MAX_LISTINGS:
                     self._listings.run(self._list_for(sender, message), "list of channels")

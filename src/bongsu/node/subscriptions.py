@@ -19,7 +19,7 @@ import structlog
 from bongsu.auth import ChannelOverride, KeysUnavailable, ServerSubscription, TokenError, TokenExpired
 from bongsu.brokers.base import BrokerError
 from bongsu.node.channel import Channel
-from bongsu.node.channels import ChannelError, ChannelRules
+from bongsu.node.channels import ChannelError, ChannelOptions, ChannelRules
 from bongsu.node.permissions import (
     NO_OVERRIDE,
     SubscriptionOptions,
@@ -381,7 +381,7 @@ class Subscriptions:
         wish, channel, result = subscription.wish, subscription.channel, subscription.result
         request, options = wish.request, wish.options
         since = StreamPosition(request.offset, request.epoch)
-        top, recovery = self._from_ring(channel, since, options, kept=wish.rules.options.history_size)
+        top, recovery = self._from_ring(channel, since, options, wish.rules.options)
         if top is None:
             top, recovery = await self._from_history(channel, since, options)
         subscription.position = top
@@ -402,7 +402,7 @@ class Subscriptions:
         return None
 
     def _from_ring(
-        self, channel: Channel, since: StreamPosition, options: SubscriptionOptions, *, kept: int
+        self, channel: Channel, since: StreamPosition, options: SubscriptionOptions, rules: ChannelOptions
     ) -> tuple[StreamPosition | None, Recovery]:
         """From what the hub saw, without asking the broker; None where it cannot tell."""
         if not channel.followed or channel.held is not None:
@@ -412,15 +412,16 @@ class Subscriptions:
             return top, NOT_RECOVERED
         if since.epoch not in ("", channel.epoch):
             return None, NOT_RECOVERED
+        # The ring may reach further back than the history: what is promised is the history.
+        expired = time.monotonic() - channel.remembered_at >= rules.history_ttl
         if options.cache:
             newest = channel.ring[-1] if channel.ring else None
-            if newest is None or newest.offset != top.offset:
+            if expired or newest is None or newest.offset != top.offset:
                 return None, NOT_RECOVERED
             return top, recover_cache(since, newest, top)
         missed = channel.since(since.offset)
-        # The ring may reach further back than the history: what is promised is the history.
-        limit = min(kept, self._services.options.recovery_max_publication_limit)
-        if missed is None or len(missed) > limit:
+        limit = min(rules.history_size, self._services.options.recovery_max_publication_limit)
+        if missed is None or len(missed) > limit or (missed and expired):
             return None, NOT_RECOVERED
         return top, Recovery(True, missed)
 

@@ -104,6 +104,11 @@ class LocalTarget:
         found = self._services.node.hub.channel(channel)
         return found.count() if found is not None else 0
 
+    def forget(self, channel: str) -> None:
+        found = self._services.node.hub.channel(channel)
+        if found is not None:
+            found.forget_publications()
+
     def info(self) -> NodeInfo:
         node = self._services.node
         counts = node.hub.counts()

@@ -14,6 +14,7 @@ const PHASES = {
   waiting: ({ delay, code }) => `끊김(${code}) · ${(delay / 1000).toFixed(1)}초 후 다시 연결 reconnecting`,
   closed: ({ code, reason }) => `닫힘(${code}) ${reason}`,
   locked: () => "토큰 필요 needs a token",
+  listed: () => "목록만 새로 고침 your uploads, looked up now and then",
 };
 
 function showState(output, state) {
@@ -50,7 +51,9 @@ function connect() {
   byId("files").disabled = !mayConnect();
   if (mayConnect()) {
     live.start();
-    feed.start();
+    // Where tokens are asked for, the feed tells of everybody's uploads and is the operator's alone.
+    if (needsToken) showState(byId("feed-state"), { phase: "listed" });
+    else feed.start();
   } else {
     live.stop();
     feed.stop();
