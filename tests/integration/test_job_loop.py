@@ -16,15 +16,17 @@ import random
 import shutil
 import sys
 import tempfile
+import time
 from collections import Counter
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
+from email.utils import parsedate_to_datetime
 from pathlib import Path
 
 import httpx
 import msgspec
 import pytest
-from deploy.child import Child, find_program
+from deploy.child import Child
 from sqlalchemy import select
 from sqlmodel import col
 from tests.contracts.test_brokers import Listener
@@ -57,8 +59,12 @@ class HookedReplica:
         self.url = f"http://127.0.0.1:{self.port}{MOUNTED}"
         server = ["-m", "uvicorn", "tests.integration.hooked:make_app", "--factory", "--port", str(self.port)]
         command = [sys.executable, *server, "--ws", "none", "--timeout-graceful-shutdown", "5"]
-        if ahead:
-            command = [find_program("faketime", "faketime"), "-f", f"+{ahead}s", *command]
+        # The library by itself: the program `faketime` would stand between us and the server, and leave it
+        # running when it is stopped.
+        faked = (
+            {"LD_PRELOAD": "/usr/$LIB/faketime/libfaketime.so.1", "FAKETIME": f"+{ahead}s"} if ahead else {}
+        )
+        self._ahead = ahead
         self._child = Child(
             name,
             command,
@@ -67,6 +73,7 @@ class HookedReplica:
             env={
                 **outer_environment(),
                 **env,
+                **faked,
                 "PYTHONPATH": str(ROOT),
                 "BONGSU_REPLICA": name,
                 "FAKETIME_DONT_FAKE_MONOTONIC": "1",
@@ -77,6 +84,10 @@ class HookedReplica:
     def start(self) -> None:
         self._child.start()
         self._child.await_ready(lambda: answers(f"{self.url}/livez"))
+        told = parsedate_to_datetime(httpx.get(f"{self.url}/livez").headers["date"])
+        assert (told.timestamp() > time.time() + AHEAD / 2) == bool(self._ahead), (
+            "its clock is not as it should be"
+        )
 
     def kill(self) -> None:
         self._child.kill()
