@@ -323,6 +323,21 @@ async def test_a_backend_reaches_connections_wherever_they_are(
         assert (closed.value.rcvd.code, closed.value.rcvd.reason) == (4500, "banned")
 
 
+async def test_after_a_publication_beside_the_stream_the_next_is_no_patch(bongsu_server: Start) -> None:
+    """SDKs patch what they got last: a patch to the stream's last publication would end them."""
+    server = bongsu_server(**ENV)
+    text = "the same words in every publication, so that a patch is worth it"
+
+    async with client(server) as a:
+        await a.call("subscribe", channel="news", delta="fossil")
+        patched = []
+        for number, beside in enumerate([False, False, True, False, False]):
+            data = {"text": text, "number": number}
+            await asyncio.to_thread(call, server, "publish", channel="news", data=data, skip_history=beside)
+            patched.append((await a.publication("news")).get("delta", False))
+    assert patched == [False, True, False, False, True]
+
+
 async def test_what_was_removed_from_a_history_is_recovered_from_no_replica(
     pair: tuple[RunningServer, RunningServer],
 ) -> None:

@@ -67,7 +67,9 @@ class ClientVariant(NamedTuple):
     joins: bool = False
     delta: bool = False
     chained: bool = False
-    """With delta: the subscriber has the stream's last publication, so the next may be a patch."""
+    """With delta: the last thing the subscriber got is the stream's last publication, so the next may be a
+    patch.
+    """
     filter: FilterNode | None = None
 
     def render(
@@ -87,8 +89,9 @@ class ClientVariant(NamedTuple):
         return self.form.wrap(self.codec.push(Push(channel, message)))
 
     def after(self, publications: list[Publication]) -> ClientVariant:
-        if self.delta and not self.chained and any(publication.offset for publication in publications):
-            return self._replace(chained=True)
+        # A client patches what it got last (§9), be it of the stream or not (`skip_history`).
+        if self.delta and self.chained is not (of_stream := bool(publications[-1].offset)):
+            return self._replace(chained=of_stream)
         return self
 
     def _patched(self, publications: list[Publication], previous: Publication | None) -> list[Publication]:
@@ -98,8 +101,7 @@ class ClientVariant(NamedTuple):
             # Only the direct predecessor may be the base: it is what every subscriber got last.
             follows = base is not None and base.offset + 1 == publication.offset and publication.patchable
             patched.append(self.codec.delta_form(publication, base.data if base and follows else None))
-            if publication.offset:
-                base = publication
+            base = publication if publication.offset else None
         return patched
 
 
