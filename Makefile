@@ -21,7 +21,7 @@ OVER_REDIS   := tests/contracts/test_brokers.py tests/contracts/test_streams.py 
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help setup programs run run-cluster fmt lint types imports unit contract fuzz integration e2e sdk test soak bench chaos check lock clean
+.PHONY: help setup programs run run-cluster fmt lint types imports unit contract fuzz integration e2e sdk test soak bench profile chaos check lock clean
 
 help: ## list what there is
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  make %-13s %s\n", $$1, $$2 }' Makefile
@@ -46,6 +46,9 @@ bench: setup programs ## what a delivery costs, beside other servers, in 40 minu
 
 chaos: setup programs ## a cluster under seeded faults; ARGS="--seed 7 --runs 10" and more, see ARGS=--help
 	$(BIN)/python -m tests.chaos $(ARGS)
+
+profile: setup programs ## where the CPU time of a connect, a delivery and a publication goes (root)
+	$(BIN)/python -m bench.profile $(ARGS)
 
 check: setup lint types imports test ## exactly what CI runs
 

@@ -26,7 +26,7 @@ from bench.peers.bongsu import HMAC_SECRET
 from bench.results import Row
 from bench.site import LOAD_CORE, SERVER_CORE, Server, Site
 
-__all__ = ["WORKLOADS", "Bench", "Scale", "Workload"]
+__all__ = ["FULL", "PUBLISHERS", "QUICK", "WORKLOADS", "Bench", "Scale", "Workload", "post", "write_tokens"]
 
 
 @dataclass(frozen=True)
@@ -180,14 +180,19 @@ def connections(bench: Bench, peer: Peer) -> Iterator[Row]:
         yield _connections_with_tokens(bench, peer)
 
 
+def write_tokens(file: Path, count: int) -> Path:
+    """A connection token for each of `count` users, one a line."""
+    expiry = int(time.time()) + 3600
+    users = (jwt.encode({"sub": f"user-{n}", "exp": expiry}, HMAC_SECRET) for n in range(count))
+    file.write_text("\n".join(users) + "\n")
+    return file
+
+
 def _connections_with_tokens(bench: Bench, peer: Peer) -> Row:
     row = Row("connections", "first 1,000, with a token each", peer.name)
     for _ in range(bench.scale.runs):
         with _temporary() as directory, bench.site(directory) as site:
-            tokens = Path(directory) / "tokens"
-            expiry = int(time.time()) + 3600
-            users = (jwt.encode({"sub": f"user-{n}", "exp": expiry}, HMAC_SECRET) for n in range(1200))
-            tokens.write_text("\n".join(users) + "\n")
+            tokens = write_tokens(Path(directory) / "tokens", 1200)
             server = peer.start(site, SERVER_CORE)
             with bench.generator(peer, server.port, tokens=tokens) as load:
                 load.open(200)
@@ -275,11 +280,10 @@ def publishing(bench: Bench, peer: Peer) -> Iterator[Row]:
         row = Row("publishing", f"{at_once} at once", peer.name)
         with _temporary() as directory, bench.site(directory) as site:
             server = peer.start(site, SERVER_CORE)
-            path, headers, body = peer.publish_request
             for run in range(bench.scale.runs + 1):
                 usage = Usage(server.pids)
                 requests = bench.scale.requests if at_once > 1 else bench.scale.requests // 4
-                answer = _post(bench, server.port, path, headers, body, at_once, requests)
+                answer = post(bench, server.port, peer.publish_request, at_once, requests)
                 if run:  # the first one warms up
                     row.add(cpu_us=usage.spent() / requests * 1e6, per_s=requests / answer["seconds"])
                     row.add(load_busy=answer["generator_cpu"] / answer["seconds"])
@@ -288,11 +292,12 @@ def publishing(bench: Bench, peer: Peer) -> Iterator[Row]:
         yield row
 
 
-def _post(
-    bench: Bench, port: int, path: str, headers: str, body: str, at_once: int, requests: int
+def post(
+    bench: Bench, port: int, request: tuple[str, str, str], at_once: int, requests: int
 ) -> dict[str, Any]:
+    """Publish over HTTP, on `at_once` connections. Returns the publisher's account; raises LoadError."""
     command = ["taskset", "-c", str(LOAD_CORE), str(bench.programs / "post")]
-    command += [str(port), path, headers, body, str(at_once), str(requests)]
+    command += [str(port), *request, str(at_once), str(requests)]
     done = subprocess.run(command, capture_output=True, timeout=120)
     if done.returncode:
         raise LoadError(done.stderr.decode().strip())
