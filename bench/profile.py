@@ -176,7 +176,9 @@ def _table(columns: dict[str, dict[str, float]]) -> str:
             cells = (f"{column[step]:.2f}" if step in column else "" for column in columns.values())
             lines.append(f"{step} | " + " | ".join(cells))
     lines.append("**all** | " + " | ".join(f"**{column['all']:.2f}**" for column in columns.values()))
-    return "\n".join(f"| {line} |" for line in lines).replace("| ---|", "|---|").replace("--:| |", "--:|") + "\n"
+    return (
+        "\n".join(f"| {line} |" for line in lines).replace("| ---|", "|---|").replace("--:| |", "--:|") + "\n"
+    )
 
 
 if __name__ == "__main__":
