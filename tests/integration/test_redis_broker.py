@@ -17,6 +17,7 @@ from tests.servers import RedisServer, free_port
 
 from bongsu.brokers.base import BrokerError, BrokerState, BrokerUnavailable, OutcomeUnknown
 from bongsu.brokers.redis import RedisBroker
+from bongsu.brokers.redis.link import Link, Supervisor, opener
 
 
 @asynccontextmanager
@@ -193,3 +194,24 @@ async def test_names_in_redis_are_partitioned(redis_server: RedisServer) -> None
 async def test_an_address_where_nobody_listens_is_told_and_tried_again() -> None:
     async with connected(f"redis://127.0.0.1:{free_port()}") as (broker, _):
         assert broker.state is BrokerState.CONNECTING
+
+
+async def test_a_connection_that_dies_while_it_is_made_is_made_again(redis_server: RedisServer) -> None:
+    """On uvloop redis-py raises RuntimeError then, which ended the supervisor: deaf for good."""
+    failures = iter([RuntimeError("the handler is closed"), AttributeError("no reader")])
+
+    async def open_badly(link: Link) -> None:
+        if (failure := next(failures, None)) is not None:
+            raise failure
+        await opener(redis_server.url)(link)
+
+    up = asyncio.Event()
+    supervisor = Supervisor(
+        "commands", open_badly, on_replies=lambda _: None, up=lambda _: up.set(), down=lambda: None
+    )
+    await supervisor.start()
+    try:
+        async with asyncio.timeout(DEADLINE):
+            await up.wait()
+    finally:
+        await supervisor.stop()

@@ -53,7 +53,7 @@ class Link(asyncio.Protocol):
         redis-py that we support. The connection object is kept, since its collection would close the socket.
         """
         writer = cast("Any", connection)._writer
-        if writer is None:
+        if writer is None or writer.transport.is_closing():  # then nobody would tell us that it is lost
             raise ConnectionError("redis-py has no connection to hand over")
         self._connection = connection
         self._transport = writer.transport
@@ -183,6 +183,10 @@ class Supervisor:
                     log.warning(
                         "redis is not reachable", role=self._role, error=str(error), attempts=failures
                     )
+            except Exception:
+                # redis-py, cut off at an odd moment. Without this task the replica would be deaf for good.
+                failures += 1
+                log.exception("connecting to redis failed in an unexpected way", role=self._role)
             else:
                 since = loop.time()
                 log.info("redis is connected", role=self._role, after_attempts=failures)
