@@ -27,6 +27,9 @@ class ToyRedis:
         self.connections = 0
         self.aborted = False
 
+    def is_closing(self) -> bool:
+        return False
+
     async def open(self, link: Link) -> None:
         link.adopt(cast("Any", SimpleNamespace(_writer=SimpleNamespace(transport=self))))
         self._link = link
