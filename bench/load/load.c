@@ -418,7 +418,7 @@ static void stall(uint32_t count) {
 static void publish(uint32_t taking_turns) {
     static char payload[1 << 16];
     uint32_t channel = (uint32_t)(published % channel_count), count = (uint32_t)options.publishers;
-    uint32_t nth = options.own ? channel % count : (uint32_t)(published / channel_count % taking_turns);
+    uint32_t nth = options.own ? channel % count : (uint32_t)(published % taking_turns);
     uint32_t lane = options.own ? channel : channel * count + nth;
     struct client *client = publishers ? publishers[nth] : subscribers[options.own ? channel / options.channels : nth];
     if (client->stage == ENDED) return;
@@ -440,27 +440,27 @@ static void run(uint64_t window, double rate, double seconds, uint32_t taking_tu
     uint64_t first = published, expected_before = expected;
     uint64_t start = now_ns(CLOCK_MONOTONIC), cpu = now_ns(CLOCK_PROCESS_CPUTIME_ID);
     uint64_t stop = start + (uint64_t)(seconds * 1e9), drained = stop + (uint64_t)options.patience * 1000000000u;
-    uint64_t now = start;
-    while (now < stop || (in_flight && now < drained)) {
-        uint64_t next = drained;
-        if (now < stop && window) {
-            next = stop;
+    uint64_t now = start, due = window ? stop : start; /* at a rate: when the next message goes out, be it late */
+    while (now < stop || due < stop || (in_flight && now < drained)) {
+        uint64_t next = now < stop ? stop : drained;
+        if (now < stop && window)
             while (in_flight < window) publish(taking_turns);
-        } else if (now < stop) {
-            while ((next = start + (uint64_t)((double)(published - first) * 1e9 / rate)) <= now && next < stop) publish(taking_turns);
-            if (next > stop) next = stop;
+        while (due < stop && due <= now) {
+            publish(taking_turns);
+            due = start + (uint64_t)((double)(published - first) * 1e9 / rate);
         }
+        if (due < stop) next = due;
         flush_dirty();
         turn(next);
         now = now_ns(CLOCK_MONOTONIC);
         if (ended_unasked) break;
     }
-    uint64_t unique = tally.delivered - tally.duplicated, due = expected - expected_before;
+    uint64_t unique = tally.delivered - tally.duplicated, wanted = expected - expected_before;
     printf("{\"published\": %lu, \"expected\": %lu, \"delivered\": %lu, \"lost\": %ld, \"skipped\": %lu, "
            "\"reordered\": %lu, \"duplicated\": %lu, \"foreign\": %lu, \"seconds\": %.6f, \"generator_cpu\": %.6f, "
            "\"p50\": %.1f, \"p90\": %.1f, \"p99\": %.1f, \"max\": %.1f, \"ended\": %lu, "
            "\"complaint\": \"%s\"}\n",
-           published - first, due, tally.delivered, (long)(due - unique), tally.skipped, tally.reordered,
+           published - first, wanted, tally.delivered, (long)(wanted - unique), tally.skipped, tally.reordered,
            tally.duplicated, tally.foreign, (double)(now - start) / 1e9,
            (double)(now_ns(CLOCK_PROCESS_CPUTIME_ID) - cpu) / 1e9, (double)histogram_quantile(&latencies, 0.5) / 1e3,
            (double)histogram_quantile(&latencies, 0.9) / 1e3, (double)histogram_quantile(&latencies, 0.99) / 1e3,

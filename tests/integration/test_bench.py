@@ -109,6 +109,30 @@ async def test_a_connection_that_ends_is_told_with_its_code(programs: Path) -> N
     assert (answer["ended"], answer["complaint"]) == (1, "connection ended: closed 4001 enough")
 
 
+async def test_publishers_take_turns_with_every_message_whatever_the_number_of_channels(
+    programs: Path,
+) -> None:
+    """One that published to all of 20 channels before the next one's turn had 20 commands to be answered one
+    after another: the server was measured with three messages in flight instead of 32.
+    """
+    texts: list[int] = []
+
+    async def take(client: ServerConnection) -> None:
+        mine = len(texts)
+        texts.append(0)
+        async for _ in client:
+            texts[mine] += 1
+
+    async with serve(take, "127.0.0.1", 0, compression=None) as server:
+        port = next(iter(server.sockets)).getsockname()[1]
+        options: dict[str, Any] = {"dialect": "plain", "path": "/", "channel": "c%u", "patience": 1}
+        with Generator(programs / "load", 0, ports=[port], channels=20, publishers=2, **options) as generator:
+            await asyncio.to_thread(generator.open, 2)
+            answer = await asyncio.to_thread(generator.rate, 100, 0.2)
+    assert answer["published"] == 20
+    assert texts == [10, 10]
+
+
 def test_a_server_that_refuses_is_told_with_its_answer(programs: Path, tmp_path: Path) -> None:
     with Site(tmp_path, programs) as site:
         port = site.redis.port  # listens, but speaks no HTTP
