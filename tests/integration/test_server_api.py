@@ -153,7 +153,18 @@ def test_a_batch_takes_effect_in_its_order(api: Api) -> None:
         ]
     kept = api.call("history", channel="kept:batch", limit=-1)["publications"]
     assert [publication["data"] for publication in kept] == [1, 2, 1, 2]
-    assert api.fail("batch", commands=[{"publish": {}, "history": {}}]) == 107
+
+
+def test_each_command_of_a_batch_is_answered_also_those_that_are_none(api: Api) -> None:
+    commands = [
+        {"nonsense": {}},
+        {"publish": {"channel": "kept:each", "data": 1}},
+        {"publish": {}, "history": {}},
+        {},
+    ]
+    replies = api.post("batch", {"commands": commands}).json()["replies"]
+    assert [reply.get("error", {}).get("code") for reply in replies] == [104, None, 107, 104]
+    assert replies[1]["publish"]["offset"] == 1
 
 
 def test_presence_is_there_where_the_namespace_keeps_it(api: Api) -> None:

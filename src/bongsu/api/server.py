@@ -126,8 +126,6 @@ class ServerApi:
                 await finish()
             if isinstance(request, Refused):
                 running.append((method, _value(self._refusal(method, request))))
-            elif method not in METHODS:
-                running.append((method, _value(API_NOT_FOUND)))
             else:
                 running.append((method, self._started(method, request)))
         await finish()

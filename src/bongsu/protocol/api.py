@@ -20,7 +20,7 @@ from msgspec import Raw, Struct
 from bongsu.protocol.codec import documents
 from bongsu.protocol.codec.documents import DocumentError
 from bongsu.protocol.codec.json import encode_object
-from bongsu.protocol.errors import API_BAD_REQUEST, ApiError, application_disconnect
+from bongsu.protocol.errors import API_BAD_REQUEST, API_NOT_FOUND, ApiError, application_disconnect
 from bongsu.protocol.messages import (
     MAX_UINT64,
     Document,
@@ -322,19 +322,23 @@ def decode(method: str, body: bytes) -> Request:
 
 
 def decode_batch(request: BatchRequest) -> list[tuple[str, Request | Refused]]:
-    """The commands of a batch by their methods; the same exceptions as `decode` for what spoils all of it."""
-    commands: list[tuple[str, Request | Refused]] = []
-    for command in request.commands:
-        if len(command) != 1:
-            raise Refused(API_BAD_REQUEST, "each command of a batch has one method")
-        ((method, body),) = command.items()
-        if method == "batch" or method not in METHODS:
-            raise Refused(API_BAD_REQUEST, "a command of the batch has no known method")
-        try:
-            commands.append((method, decode(method, bytes(body))))
-        except Refused as refused:
-            commands.append((method, refused))
-    return commands
+    """The commands of a batch by their methods; one that names no method is refused under `batch`.
+
+    Raises MalformedRequest, which spoils all of it.
+    """
+    return [_batched(command) for command in request.commands]
+
+
+def _batched(command: dict[str, Raw]) -> tuple[str, Request | Refused]:
+    if len(command) > 1:
+        return "batch", Refused(API_BAD_REQUEST, "each command of a batch has one method")
+    for method, body in command.items():
+        if method in METHODS and method != "batch":
+            try:
+                return method, decode(method, bytes(body))
+            except Refused as refused:
+                return method, refused
+    return "batch", Refused(API_NOT_FOUND, "the command names no method of a batch")
 
 
 def encode_answer(answer: Result | ApiError) -> bytes:

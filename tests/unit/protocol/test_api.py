@@ -153,19 +153,27 @@ def test_a_batch_is_decoded_command_by_command() -> None:
 
 
 @pytest.mark.parametrize(
-    ("command", "kind"),
+    ("command", "error"),
     [
-        (b"{}", Refused),
-        (b'{"info":{},"channels":{}}', Refused),
-        (b'{"nonsense":{}}', Refused),
-        (b'{"batch":{}}', Refused),
-        (b'{"info":1}', MalformedRequest),
+        (b"{}", errors.API_NOT_FOUND),
+        (b'{"nonsense":{}}', errors.API_NOT_FOUND),
+        (b'{"batch":{}}', errors.API_NOT_FOUND),
+        (b'{"info":{},"channels":{}}', errors.API_BAD_REQUEST),
     ],
 )
-def test_a_batch_with_a_command_that_is_none_is_spoilt(command: bytes, kind: type[Exception]) -> None:
-    batch = api.decode("batch", b'{"commands":[%b]}' % command)
+def test_a_command_of_a_batch_that_is_none_is_refused_alone(command: bytes, error: ApiError) -> None:
+    batch = api.decode("batch", b'{"commands":[%b,{"info":{}}]}' % command)
     assert isinstance(batch, api.BatchRequest)
-    with pytest.raises(kind):
+    (method, refused), (_, other) = api.decode_batch(batch)
+    assert isinstance(refused, Refused)
+    assert (method, refused.error) == ("batch", error)
+    assert other == api.InfoRequest()
+
+
+def test_a_batch_with_a_request_of_another_form_is_malformed() -> None:
+    batch = api.decode("batch", b'{"commands":[{"info":{}},{"info":1}]}')
+    assert isinstance(batch, api.BatchRequest)
+    with pytest.raises(MalformedRequest):
         api.decode_batch(batch)
 
 
