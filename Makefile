@@ -40,7 +40,7 @@ test: setup programs $(NODE_MODULES) $(REDIS7) ## every test, after installing t
 	PYTHONPATH=$(REDIS7) BONGSU_TEST_REDIS_PY=7. $(PYTEST) $(OVER_REDIS)
 
 soak: setup programs $(NODE_MODULES) ## the long tests at their full counts; takes hours
-	BONGSU_SOAK=1 $(PYTEST) tests -m soak
+	BONGSU_SOAK=1 $(PYTEST) -o faulthandler_timeout=0 tests -m soak
 
 bench: setup programs ## what a delivery costs, beside other servers, in 40 minutes (ARGS="--quick" 5, ARGS=--help)
 	@sh bench/install_programs.sh

@@ -219,6 +219,8 @@ class Subscriber:
         ledger = self._ledger
         tops = Tops(before.first, max(before.last, ledger.tops.last))
         if "error" in reply:
+            if self._is_temporary(reply["error"]):
+                return
             if reply["error"]["code"] != 112 or since is None:
                 raise Violation(f"refused: {reply}")
             if False not in ledger.recoverable(since, tops):
@@ -252,11 +254,16 @@ class Subscriber:
     def _page(self, reply: dict[str, Any]) -> None:
         if "error" in reply:
             # 103: it was unsubscribed when the command came, which it was told before.
-            if reply["error"]["code"] != 112 and not (reply["error"]["code"] == 103 and not self.live):
+            code = reply["error"]["code"]
+            if not (code == 112 or (code == 103 and not self.live) or self._is_temporary(reply["error"])):
                 raise Violation(f"no history: {reply}")
             return
         page = reply["history"]
         self._ledger.check_page(page["publications"], page["epoch"], page["offset"])
+
+    def _is_temporary(self, error: dict[str, Any]) -> bool:
+        """Whether the broker's connection was lost with the question or its answer."""
+        return self._ledger.cut and error["code"] == 100 and error.get("temporary") is True
 
     # The end
 

@@ -380,6 +380,7 @@ class RedisWorld(World):
 
     async def cut(self) -> None:
         """All command connections are lost, with what is on its way through them."""
+        self.ledger.cut = True
         await self._admin.client_kill_filter(_type="normal", skipme=True)
 
     async def expire(self) -> None:
