@@ -18,7 +18,7 @@ from typing import Protocol
 
 import structlog
 
-from bongsu.brokers.base import Broker, BrokerError, Streams
+from bongsu.brokers.base import Broker, BrokerError, BrokerState, Streams
 from bongsu.node.channel import Channel
 from bongsu.node.recovery import is_run
 from bongsu.protocol.messages import Join, Leave, Publication, StreamPosition
@@ -42,6 +42,10 @@ AT_ONCE = 16
 """Channels healed at the same time."""
 
 ATTEMPTS = 6
+"""Reads that may fail while the broker is there, before a gap is given up."""
+
+MAX_PAUSE = 1.0
+"""Upper bound of the pause between two attempts, in seconds."""
 
 log = structlog.get_logger("bongsu.node.healing")
 
@@ -62,6 +66,7 @@ class Healer:
     """Owns a task per channel that is being healed. `stop` ends them."""
 
     def __init__(self, broker: Broker, hub: Follower) -> None:
+        self._broker = broker
         self._streams = broker if isinstance(broker, Streams) else None
         self._hub = hub
         self._tasks: dict[Channel, asyncio.Task[None]] = {}
@@ -138,13 +143,20 @@ class Healer:
         self._hub.resume_following(channel, [*(missing or ()), *held])
 
     async def _missing(self, channel: Channel) -> list[Publication] | None:
-        """The publications between the channel's position and the stream's top, or None."""
-        for attempt in range(ATTEMPTS):
+        """The publications between the channel's position and the stream's top, or None.
+
+        A broker that is away is waited for: clients that were told of a loss would find it away as well.
+        """
+        failures, pause = 0, 0.1
+        while failures < ATTEMPTS and len(channel.held or ()) <= MAX_HELD:
             try:
                 return await self._read(channel)
             except BrokerError as error:
-                log.info("a gap waits for the broker", channel=channel.name, error=str(error))
-                await asyncio.sleep(random.uniform(0.05, 0.1 * 2**attempt))
+                log.debug("a gap waits for the broker", channel=channel.name, error=str(error))
+            if self._broker.state is BrokerState.CONNECTED:
+                failures += 1
+            await asyncio.sleep(random.uniform(0.05, pause))
+            pause = min(MAX_PAUSE, 2 * pause)
         return None
 
     async def _read(self, channel: Channel) -> list[Publication] | None:
