@@ -86,8 +86,10 @@ class Beacon:
                 self._peers[name] = Peer(beat, None)
 
     def not_renewed(self) -> None:
-        """The command connection failed."""
+        """The command connection failed. What was heard before proves nothing of what comes after."""
         self._commands_ok = False
+        if (own := self._peers.get(self.replica)) is not None:
+            own.heard_at = None
 
     def age(self, *, now: float) -> float:
         """Seconds since the own beacon came back, or since it should have begun to."""

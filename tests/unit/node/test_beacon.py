@@ -31,6 +31,18 @@ def test_failing_commands_mean_the_broker_is_down_even_when_beacons_were_heard_j
     assert beacon.judge(now=0.1) is Health.BROKER_DOWN
 
 
+def test_after_a_broker_that_was_away_for_a_moment_hearing_is_proved_anew() -> None:
+    """Ready by what it had heard before, a replica refused to subscribe anybody."""
+    beacon = Beacon("a", now=0)
+    beacon.renewed(leases(beat("a")), now=0)
+    beacon.heard(beat("a"), now=0)
+    beacon.not_renewed()
+    beacon.renewed(leases(beat("a")), now=1)
+    assert beacon.judge(now=1) is Health.STARTING
+    beacon.heard(beat("a"), now=1.1)
+    assert beacon.judge(now=1.1) is Health.READY
+
+
 def test_silence_while_the_others_hear_each_other_is_deafness() -> None:
     beacon = Beacon("a", now=0)
     others = leases(beat("a"), beat("b", "b", "c"), beat("c", "b", "c"))
