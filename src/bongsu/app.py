@@ -283,8 +283,8 @@ class Bongsu:
     async def publish(self, channel: str, data: object) -> None:
         """Publish `data` (anything JSON) to every subscriber of `channel`, on every replica.
 
-        Raises `BrokerUnavailable` (nothing happened, try again), `OutcomeUnknown`, `BadChannelName`,
-        `UnknownNamespace`, and TypeError for what is not JSON.
+        Raises `BrokerUnavailable` (nothing happened, try again), `OutcomeUnknown` (also when only subscribers
+        of this replica have it), `BadChannelName`, `UnknownNamespace`, and TypeError for what is not JSON.
         """
         rules = self._channels.rules(channel)
         publication = Publication(msgspec.json.encode(data), patchable=rules.options.delta_publish)

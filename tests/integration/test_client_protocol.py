@@ -75,11 +75,23 @@ class Client:
             self.pushes.append(message["push"])
         return message
 
+    async def ask(self, *commands: tuple[str, dict[str, Any]]) -> list[dict[str, Any]]:
+        """All in one frame; their replies."""
+        ids = range(self._id + 1, self._id + 1 + len(commands))
+        self._id += len(commands)
+        frame = [
+            json.dumps({"id": id, method: request})
+            for id, (method, request) in zip(ids, commands, strict=True)
+        ]
+        await self._socket.send("\n".join(frame))
+        replies: list[dict[str, Any]] = []
+        while len(replies) < len(commands):
+            if (reply := await self._read()).get("id") in ids:
+                replies.append(reply)
+        return replies
+
     async def call(self, method: str, **request: Any) -> dict[str, Any]:
-        self._id += 1
-        await self._socket.send(json.dumps({"id": self._id, method: request}))
-        while (reply := await self._read()).get("id") != self._id:
-            pass
+        [reply] = await self.ask((method, request))
         if "error" in reply:
             return {"error": reply["error"]["code"]}
         result: dict[str, Any] = reply[method]

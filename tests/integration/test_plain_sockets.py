@@ -666,6 +666,8 @@ async def test_while_redis_is_away_clients_here_hear_each_other_and_backends_are
         for client in (a, b):
             assert await receive(client) == "📢 새로운 알림: meanwhile"
         assert publish(one, '{"channel":"broadcast","data":1}').json()["error"]["code"] == 100
+        for client in (a, b):
+            assert await receive(client) == "1"
         async with clients(one, 1) as [late]:
             await late.send("late")
             for client in (a, b, late):

@@ -51,6 +51,10 @@ class BackendAdapter:
     def state(self) -> BrokerState:
         return self._state
 
+    @property
+    def is_away(self) -> bool:
+        return self._state is not BrokerState.CONNECTED
+
     def listen(self, on_batch: OnBatch, on_restored: OnRestored | None = None) -> None:
         self._on_batch = on_batch  # a backend does not tell when it was away
 

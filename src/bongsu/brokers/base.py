@@ -85,6 +85,14 @@ class Broker(Protocol):
         """CONNECTED only when commands can be sent *and* every wanted channel is acknowledged."""
         ...
 
+    @property
+    def is_away(self) -> bool:
+        """Whether there is no connection for payloads to come in by, and none can be made at the moment.
+
+        Then nothing that was sent so far will still be delivered here.
+        """
+        ...
+
     def listen(self, on_batch: OnBatch, on_restored: OnRestored | None = None) -> None:
         """Who gets the batches.
 

@@ -69,6 +69,10 @@ class MemoryBroker(Backend):
     def state(self) -> BrokerState:
         return self._state
 
+    @property
+    def is_away(self) -> bool:
+        return self._state is not BrokerState.CONNECTED
+
     async def connect(self) -> None:
         self._state = BrokerState.CONNECTED
 

@@ -128,6 +128,11 @@ class ChannelOptions(BaseModel):
         "anything but nothing",
     )
 
+    local_when_broker_is_away: bool = Field(
+        True,
+        description="While the broker is away, publications reach the subscribers of the replica that got "
+        "them, and their publisher is told error 100; off: they reach nobody. Without history only",
+    )
     slow_consumer: Literal["disconnect", "drop_oldest", "conflate"] = Field(
         "disconnect",
         description="What becomes of a subscriber that reads too slowly: disconnect (3008); drop_oldest, it "

@@ -74,9 +74,9 @@ async def _answered(
     except TooManyMembers:
         answer = errors.ERROR_LIMIT_EXCEEDED
     except OutcomeUnknown as error:
-        # It may have happened: "temporary" would invite to do it again.
+        # A publication may have happened: "temporary" would invite to do it again.
         log.warning("the outcome of a command is unknown", client=connection.id, error=str(error))
-        answer = errors.ERROR_INTERNAL._replace(temporary=False)
+        answer = errors.ERROR_INTERNAL._replace(temporary=not isinstance(request, PublishRequest))
     except BrokerError as error:
         log.info("a command was refused", client=connection.id, error=str(error))
         answer = errors.ERROR_INTERNAL

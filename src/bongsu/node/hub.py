@@ -21,7 +21,7 @@ from collections.abc import Callable, Iterable
 import structlog
 
 from bongsu.brokers import envelope
-from bongsu.brokers.base import Broker, Event
+from bongsu.brokers.base import Broker, BrokerUnavailable, Event
 from bongsu.metrics import Metrics
 from bongsu.node.backlog import Backlog, Policy, Waiting
 from bongsu.node.channel import Channel, Joining
@@ -84,7 +84,14 @@ class Hub:
         self._maybe_linger(channel)
 
     def ready(self, channel: Channel) -> asyncio.Future[None]:
-        """Done when every publication from now on will be heard. Fails with `BrokerError`."""
+        """Done when every publication from now on will be heard.
+
+        Fails with `BrokerError`, at once while the broker is away.
+        """
+        if self._broker.is_away:
+            failed: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+            failed.set_exception(BrokerUnavailable("the broker is away"))
+            return failed
         # Asked again each time: the broker makes a new future after a reconnect.
         return asyncio.shield(self._broker.want(channel.name))
 
@@ -209,10 +216,6 @@ class Hub:
         finally:
             self._delivering = False
             self._flush()
-
-    def deliver_here(self, name: str, publication: Publication) -> None:
-        """Only to the subscribers of this replica (the broker is away)."""
-        self.deliver([(name, envelope.encode(publication))])
 
     def resume_following(self, channel: Channel, messages: list[Publication | Join | Leave]) -> None:
         """What a healed channel held back, now that it is at its position again."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Sequence
-from typing import Any, TypeVar
+from typing import Any
 
 import msgspec
 import structlog
@@ -15,7 +15,6 @@ from bongsu.brokers import envelope
 from bongsu.brokers.base import (
     Appended,
     Broker,
-    BrokerBusy,
     BrokerError,
     BrokerState,
     BrokerUnavailable,
@@ -48,6 +47,13 @@ from bongsu.protocol.messages import (
 from bongsu.protocol.problems import Problem
 
 log = structlog.get_logger("bongsu.node")
+
+
+class DeliveredHere(OutcomeUnknown):
+    """The broker is away: subscribers of this replica have it, those of the others do not, nor will they.
+
+    Trying again gives it to the former twice.
+    """
 
 
 class Node:
@@ -199,7 +205,8 @@ class Node:
         """Send to every replica, through the channel's history if it has one.
 
         The order is that of the calls, not of the awaits. The position has offset 0 without history. Fails
-        with `BrokerUnavailable` (nothing happened, try again) or `OutcomeUnknown`.
+        with `BrokerUnavailable` (nothing happened, try again), `OutcomeUnknown`, or `DeliveredHere` where the
+        channel may do without the others while the broker is away.
         """
         options = rules.options
         if options.has_history and not skip_history:
@@ -216,42 +223,49 @@ class Node:
             appended.add_done_callback(self._published)
             return appended
         payload = envelope.encode(publication)
-        if self._streams is not None and (idempotency_key or relayed is not None):
+        repeated = bool(idempotency_key) or relayed is not None
+        if self._streams is not None and repeated:
             sent = self._streams.send(rules.name, payload, idempotency_key=idempotency_key, relayed=relayed)
         else:
             sent = self.broker.send(rules.name, payload)
-        sent.add_done_callback(self._published)
-        return _then(sent, Appended(0, ""))
+        # What its publisher is going to repeat, until the broker has it, would come here twice.
+        here = options.local_when_broker_is_away and not options.has_history and not repeated
+        published = self._without_position(sent, rules.name, payload, here=here)
+        published.add_done_callback(self._published)
+        return published
+
+    def _without_position(
+        self, sent: asyncio.Future[None], channel: str, payload: bytes, *, here: bool
+    ) -> asyncio.Future[Appended]:
+        """Done as `sent` is. `here`: while the broker is away, it is delivered here at least."""
+        published: asyncio.Future[Appended] = asyncio.get_running_loop().create_future()
+
+        def done(finished: asyncio.Future[None]) -> None:
+            if published.done():
+                return
+            if finished.cancelled():
+                published.cancel()
+                return
+            error = finished.exception()
+            if error is None:
+                published.set_result(Appended(0, ""))
+                return
+            # Not while anything is heard: what was sent before, and is on its way still, has to come first.
+            if here and isinstance(error, BrokerUnavailable) and self.broker.is_away:
+                self.hub.deliver([(channel, payload)])
+                error = DeliveredHere(f"only subscribers of this replica have it: {error}")
+            published.set_exception(error)
+
+        if sent.done():
+            done(sent)
+        else:
+            sent.add_done_callback(done)
+        return published
 
     async def settle(self, channel: str, keys: Sequence[str]) -> None:
         """Forget what relays have published and their rows no longer ask for. Raises `BrokerError`."""
         if self._streams is not None:
             await self._streams.settle(channel, keys)
-
-    def publish_or_deliver_here(self, rules: ChannelRules, publication: Publication) -> asyncio.Future[bool]:
-        """As `publish`, for a sender who can't be answered; never fails.
-
-        With the broker away the clients here still hear it, where there is no history. False: not published,
-        or it is not known whether.
-        """
-        done: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
-
-        def finished(future: asyncio.Future[Appended]) -> None:
-            error = None if future.cancelled() else future.exception()
-            fine = error is None
-            # A broker that is only busy is not away: what others hear later must not be heard here first.
-            away = isinstance(error, BrokerUnavailable) and not isinstance(error, BrokerBusy)
-            if away and not rules.options.has_history:
-                self.hub.deliver_here(rules.name, publication)
-                self.metrics.published.labels("here_only").inc()
-                fine = True
-            elif isinstance(error, OutcomeUnknown) and not rules.options.has_history:
-                fine = True  # at most once, and nobody is told that it arrived
-            if not done.done():
-                done.set_result(fine)
-
-        self.publish(rules, publication).add_done_callback(finished)
-        return done
 
     def _published(self, future: asyncio.Future[Any]) -> None:
         if future.cancelled():
@@ -259,6 +273,8 @@ class Node:
         error = future.exception()
         if error is None:
             self._published_well.inc()
+        elif isinstance(error, DeliveredHere):
+            self.metrics.published.labels("here_only").inc()
         elif isinstance(error, OutcomeUnknown):
             self.metrics.published.labels("unknown").inc()
         else:
@@ -331,7 +347,8 @@ class Node:
         while True:
             await self._beat()
             await self._compare_subscriptions()
-            self.hub.healer.check(older_than=self._position_check_delay, now=time.monotonic())
+            if self.broker.state is BrokerState.CONNECTED:
+                self.hub.healer.check(older_than=self._position_check_delay, now=time.monotonic())
             health = self._beacon.judge(now=time.monotonic())
             self._show(health)
             if health is not last:
@@ -410,27 +427,3 @@ class Node:
     def _beacon_went_out(self, task: asyncio.Task[None]) -> None:
         if not task.cancelled() and task.exception() is not None:
             log.critical("the beacon died; this replica is not ready any more", exc_info=task.exception())
-
-
-_T = TypeVar("_T")
-
-
-def _then(future: asyncio.Future[None], value: _T) -> asyncio.Future[_T]:
-    """A future that is done with `value` when `future` is, or fails as it does."""
-    result: asyncio.Future[_T] = asyncio.get_running_loop().create_future()
-
-    def done(finished: asyncio.Future[None]) -> None:
-        if result.done():
-            return
-        if finished.cancelled():
-            result.cancel()
-        elif (error := finished.exception()) is not None:
-            result.set_exception(error)
-        else:
-            result.set_result(value)
-
-    if future.done():
-        done(future)
-    else:
-        future.add_done_callback(done)
-    return result

@@ -50,8 +50,11 @@ from bongsu.protocol.problems import Problem
 if TYPE_CHECKING:
     from bongsu.node.connection import Connection
 
-READY_TIMEOUT = 10.0
-"""Seconds for the broker to hear a channel, to list a member, and for a look into a stream."""
+READY_TIMEOUT = 2.0
+"""Seconds for the broker to hear a channel, to list a member, and for a look into a stream.
+
+SDKs wait 5 for an answer. After ours, a temporary error, they try again by themselves.
+"""
 
 log = structlog.get_logger("bongsu.node.subscriptions")
 
@@ -346,7 +349,7 @@ class Subscriptions:
         except (BrokerError, TimeoutError) as error:
             log.warning("a subscription failed", client=connection.id, channel=name, error=str(error))
             self.leave(name)
-            raise Ended(errors.INTERNAL_SERVER_ERROR) from error
+            return errors.ERROR_INTERNAL  # temporary: the client tries again by itself, and keeps the rest
         except BaseException:
             self.leave(name)
             raise

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import msgspec
 import structlog
 
-from bongsu.brokers.base import BrokerError
+from bongsu.brokers.base import Appended, BrokerError, OutcomeUnknown
 from bongsu.node.admission import TOKEN_SUBPROTOCOL, Admission, headers_of
 from bongsu.node.channel import Channel
 from bongsu.node.channels import BadChannelName, ChannelRules, Channels, UnknownNamespace
@@ -35,8 +35,8 @@ from bongsu.transports.handshake import Handshakes, peer_of
 from bongsu.transports.sockets import AsgiSocket, Receive, Scope, Send
 
 READY_TIMEOUT = 2.0
-"""Seconds a handshake waits for the broker to hear its channel; then it is accepted, and heard when it
-comes back.
+"""Seconds a handshake waits for the broker to hear its channel. While that is away none does: it is accepted,
+and its channel heard when the broker comes back.
 """
 
 MAX_PUBLISHING = 32
@@ -262,7 +262,7 @@ class PlainSession:
             msgspec.json.encode(text), plain=True, patchable=self._rules.options.delta_publish
         )
         self._publishing += 1
-        self._node.publish_or_deliver_here(self._rules, publication).add_done_callback(self._published)
+        self._node.publish(self._rules, publication).add_done_callback(self._published)
 
     def binary(self, data: bytes) -> None:
         self.client.close(UNSUPPORTED_DATA)
@@ -292,10 +292,13 @@ class PlainSession:
             closed_with = self.client.closed_with
             log.info("client left", code=closed_with.code if closed_with else self._code, **self._facts())
 
-    def _published(self, published: asyncio.Future[bool]) -> None:
-        if not published.result():
-            # In a channel with history nobody may see what is not in it. There is no other answer for this
-            # client than the close: what it said is not published, or may not be.
+    def _published(self, published: asyncio.Future[Appended]) -> None:
+        error = published.exception()
+        # Without history it is at most once, and nobody is told that it arrived.
+        maybe = isinstance(error, OutcomeUnknown) and not self._rules.options.has_history
+        if error is not None and not maybe:
+            # There is no other answer for this client than the close: what it said is not published, or in a
+            # channel whose history is promised it may not be.
             self.client.close(INTERNAL_SERVER_ERROR)
         self._publishing -= 1
         if self.client.closed_with is not None:

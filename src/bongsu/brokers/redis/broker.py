@@ -48,6 +48,7 @@ class RedisBroker(Backend):
         self.pipeline = Pipeline(
             opener(url, greet=self._greeter.greet),
             scripts=[script.text for script in (*scripts.STREAMS, *PRESENCE_SCRIPTS)],
+            on_silent=lambda: self.pump.give_up(),
         )
         self._presence = RedisPresence(self.pipeline, self._names)
         self._reader = Reader()
@@ -65,6 +66,10 @@ class RedisBroker(Backend):
         if self.pipeline.connected and self.pump.connected:
             return BrokerState.CONNECTED
         return BrokerState.CONNECTING
+
+    @property
+    def is_away(self) -> bool:
+        return self.pump.is_away
 
     @property
     def reconnects(self) -> int:

@@ -157,6 +157,8 @@ class Supervisor:
         self._task: asyncio.Task[None] | None = None
         self._first_attempt: asyncio.Future[None] | None = None
         self.reconnects = 0
+        self.is_failing = False
+        """Whether the last attempt has failed; also set by whoever gives a link up. A new link ends it."""
 
     async def start(self) -> None:
         """Returns after the first attempt, whatever came of it."""
@@ -178,6 +180,7 @@ class Supervisor:
             try:
                 await self._open(link)
             except CONNECT_ERRORS as error:
+                self.is_failing = True
                 failures += 1
                 if failures == 1 or failures % 30 == 0:
                     log.warning(
@@ -185,9 +188,11 @@ class Supervisor:
                     )
             except Exception:
                 # redis-py, cut off at an odd moment. Without this task the replica would be deaf for good.
+                self.is_failing = True
                 failures += 1
                 log.exception("connecting to redis failed in an unexpected way", role=self._role)
             else:
+                self.is_failing = False
                 since = loop.time()
                 log.info("redis is connected", role=self._role, after_attempts=failures)
                 try:

@@ -19,8 +19,10 @@ import structlog
 from bongsu.brokers.base import BrokerBusy, BrokerError, BrokerUnavailable, OutcomeUnknown
 from bongsu.brokers.redis.link import Link, Open, Supervisor
 
-IO_TIMEOUT = 4.0
-"""Seconds without an answer to the oldest command after which the connection counts as dead."""
+IO_TIMEOUT = 2.0
+"""Seconds without an answer to the oldest command after which the connection counts as dead; found out within
+half as long again. SDKs wait 5 seconds for an answer of ours.
+"""
 
 MAX_IN_FLIGHT = 50_000
 """Commands that may wait for their answers, and `MAX_IN_FLIGHT_SIZE` their bytes."""
@@ -84,14 +86,19 @@ class _Call:
 class Pipeline:
     """The one ordered way for commands. `scripts` are the texts of those that EVALSHA may name.
 
+    `on_silent` is called when a connection is given up since Redis does not answer.
+
     Commands of one lane take effect in the order of the calls, or fail. When Redis has forgotten its
     scripts (SCRIPT FLUSH), some of what is in flight is refused while the rest goes through. New commands
     wait then until everything in flight is answered; the scripts are loaded, and what was refused is sent
     again before what waited, except where a later command of the same lane has gone through already.
     """
 
-    def __init__(self, open_link: Open, *, scripts: Sequence[bytes] = ()) -> None:
+    def __init__(
+        self, open_link: Open, *, scripts: Sequence[bytes] = (), on_silent: Callable[[], None] | None = None
+    ) -> None:
         self._scripts = scripts
+        self._on_silent = on_silent
         self._link: Link | None = None
         self._suspected = False
         self._out: list[_Call] = []
@@ -238,7 +245,10 @@ class Pipeline:
         loop = asyncio.get_running_loop()
         if loop.time() - self._in_flight[0].since > IO_TIMEOUT:
             if self._suspected:
+                log.warning("redis does not answer, connecting anew", in_flight=len(self._in_flight))
                 self._abort()
+                if self._on_silent is not None:
+                    self._on_silent()
                 return
             # It may be this loop that was busy, and the answer is waiting to be read: one more chance.
             self._suspected = True

@@ -69,6 +69,11 @@ class Pump:
         )
 
     @property
+    def is_away(self) -> bool:
+        """Whether there is no connection, and none can be made."""
+        return self._link is None and self._supervisor.is_failing
+
+    @property
     def connected(self) -> bool:
         """Connected, and every wish acknowledged."""
         return self._link is not None and self._unready == 0
@@ -100,6 +105,11 @@ class Pump:
         """Replace the connection: it is up, but nothing comes through."""
         if self._link is not None:
             self._link.abort()
+
+    def give_up(self) -> None:
+        """Redis does not answer: away, until a connection is made. What was published before is not heard."""
+        self._supervisor.is_failing = True
+        self.restart()
 
     def want(self, channel: str) -> asyncio.Future[None]:
         name = self._name_of(channel)
