@@ -1,6 +1,6 @@
 #!/bin/sh
 # Installs what the measurements need from the system's packages, where it is missing: a C compiler, nchan for nginx.
-# Peers that need more (Go 1.24 or newer) are left out when it is not there, and named as missing.
+# Peers that need more (Go 1.26 or newer, node with npm) are left out when it is not there, and named as missing.
 set -eu
 
 missing=

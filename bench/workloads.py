@@ -36,6 +36,8 @@ class Scale:
     runs: int
     seconds: float
     """Of each run of a case."""
+    long_runs: int
+    """The same where a run is long: connections and growth."""
     subscribers: int
     connections: int
     many_channels: int
@@ -45,22 +47,27 @@ class Scale:
     pairs: int
     """Of runs with and without stalled readers."""
     requests: int
+    compared: tuple[str, ...] | None
+    """Workloads that all servers take part in, the others being for Bongsu and the C loop; None: all."""
 
 
 FULL = Scale(
     runs=5,
-    seconds=3,
+    seconds=2,
+    long_runs=3,
     subscribers=1000,
     connections=10_000,
     many_channels=10_000,
     growth_subscribers=(10, 100, 1000, 10_000),
-    growth_channels=((1, 1), (100, 1), (1000, 1), (1000, 10), (1000, 100)),
+    growth_channels=((1, 1), (1000, 1), (1000, 10), (1000, 100)),
     pairs=2,
     requests=20_000,
+    compared=None,
 )
 QUICK = Scale(
-    runs=3,
-    seconds=1,
+    runs=2,
+    seconds=0.6,
+    long_runs=2,
     subscribers=1000,
     connections=4000,
     many_channels=2000,
@@ -68,6 +75,7 @@ QUICK = Scale(
     growth_channels=((1, 1), (1000, 10)),
     pairs=1,
     requests=5000,
+    compared=("fanout", "single", "publishing"),
 )
 
 PUBLISHERS = 32
@@ -114,7 +122,16 @@ class Bench:
         )
 
 
-Workload = Callable[[Bench, Peer], Iterator[Row]]
+Measure = Callable[[Bench, Peer], Iterator[Row]]
+
+
+@dataclass(frozen=True)
+class Workload:
+    measure: Measure
+    seconds: tuple[float, float]
+    """What it takes for one peer, in full and quick, roughly: for the estimate of what is left."""
+    takes: Callable[[Peer], bool] = lambda peer: True
+    """Whether it can be done with this peer."""
 
 
 def fanout(bench: Bench, peer: Peer) -> Iterator[Row]:
@@ -140,8 +157,6 @@ def fanout(bench: Bench, peer: Peer) -> Iterator[Row]:
 
 def single(bench: Bench, peer: Peer) -> Iterator[Row]:
     """10,000 channels with one subscriber each: published on one replica, measured on another, over Redis."""
-    if not (peer.redis and peer.carries_channels):
-        return
     with _temporary() as directory, bench.site(directory) as site:
         server = peer.start(site, SERVER_CORE)
         other = peer.start(site, LOAD_CORE)
@@ -158,7 +173,7 @@ def connections(bench: Bench, peer: Peer) -> Iterator[Row]:
     last = Row("connections", f"last 1,000 of {bench.scale.connections:,}", peer.name)
     idle = Row("connections", f"idle, {bench.scale.connections:,}", peer.name)
     total = bench.scale.connections
-    for _ in range(bench.scale.runs):
+    for _ in range(bench.scale.long_runs):
         with _temporary() as directory, bench.site(directory) as site:
             server = peer.start(site, SERVER_CORE)
             with bench.generator(peer, server.port) as load:
@@ -190,7 +205,7 @@ def write_tokens(file: Path, count: int) -> Path:
 
 def _connections_with_tokens(bench: Bench, peer: Peer) -> Row:
     row = Row("connections", "first 1,000, with a token each", peer.name)
-    for _ in range(bench.scale.runs):
+    for _ in range(bench.scale.long_runs):
         with _temporary() as directory, bench.site(directory) as site:
             tokens = write_tokens(Path(directory) / "tokens", 1200)
             server = peer.start(site, SERVER_CORE)
@@ -212,7 +227,9 @@ def growth(bench: Bench, peer: Peer) -> Iterator[Row]:
             with bench.generator(peer, server.port, publishers=publishers) as load:
                 load.open(subscribers)
                 cases = [Case(f"{subscribers:,} subscribers", 32)]
-                yield from _publish(bench, peer, "growth", cases, load, site, [server])
+                yield from _publish(
+                    bench, peer, "growth", cases, load, site, [server], runs=bench.scale.long_runs
+                )
     if not peer.carries_channels:
         return
     for clients, channels in bench.scale.growth_channels:
@@ -226,13 +243,13 @@ def growth(bench: Bench, peer: Peer) -> Iterator[Row]:
                 load.open_publishers()
                 count = clients * channels
                 cases = [Case(f"{count:,} channel" + "s" * (count > 1), 32)]
-                yield from _publish(bench, peer, "growth", cases, load, site, [server])
+                yield from _publish(
+                    bench, peer, "growth", cases, load, site, [server], runs=bench.scale.long_runs
+                )
 
 
 def replicas(bench: Bench, peer: Peer) -> Iterator[Row]:
     """The same 1,000 subscribers on one replica and on two; the cost is that of all replicas together."""
-    if not peer.redis:
-        return
     for count in (1, 2):
         with _temporary() as directory, bench.site(directory) as site:
             servers = [peer.start(site, SERVER_CORE) for _ in range(count)]
@@ -274,8 +291,7 @@ def stalled(bench: Bench, peer: Peer) -> Iterator[Row]:
 
 def publishing(bench: Bench, peer: Peer) -> Iterator[Row]:
     """HTTP requests that publish one message each, to a channel nobody has subscribed to."""
-    if peer.publish_request is None:
-        return
+    assert peer.publish_request is not None
     for at_once in (1, 64):
         row = Row("publishing", f"{at_once} at once", peer.name)
         with _temporary() as directory, bench.site(directory) as site:
@@ -313,12 +329,14 @@ def _publish(
     load: Generator,
     site: Site,
     servers: list[Server],
+    *,
+    runs: int | None = None,
 ) -> Iterator[Row]:
     """A row for each case. Runs of the cases take turns."""
     load.window(8, 0.5)  # warms up
     rows = [Row(workload, case.name, peer.name) for case in cases]
     pids = [pid for server in servers for pid in server.pids]
-    for _ in range(bench.scale.runs):
+    for _ in range(runs or bench.scale.runs):
         for row, case in zip(rows, cases, strict=True):
             usage = Usage(pids)
             redis = Usage([site.redis.pid] if peer.redis else [])
@@ -360,11 +378,11 @@ def _temporary() -> tempfile.TemporaryDirectory[str]:
 
 
 WORKLOADS: dict[str, Workload] = {
-    "fanout": fanout,
-    "single": single,
-    "connections": connections,
-    "growth": growth,
-    "replicas": replicas,
-    "stalled": stalled,
-    "publishing": publishing,
+    "fanout": Workload(fanout, (60, 12)),
+    "single": Workload(single, (32, 8), lambda peer: peer.redis and peer.carries_channels),
+    "connections": Workload(connections, (45, 18)),
+    "growth": Workload(growth, (75, 18)),
+    "replicas": Workload(replicas, (50, 12), lambda peer: peer.redis),
+    "stalled": Workload(stalled, (44, 22)),
+    "publishing": Workload(publishing, (20, 6), lambda peer: peer.publish_request is not None),
 }

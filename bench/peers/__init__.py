@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from bench.peers.bongsu import BONGSU_CLIENT, BONGSU_PLAIN
 from bench.peers.centrifuge import CENTRIFUGE
+from bench.peers.centrifugo import CENTRIFUGO
 from bench.peers.nats import NATS
 from bench.peers.nchan import NCHAN
 from bench.peers.peer import Peer
@@ -20,6 +21,7 @@ PEERS = {
         BONGSU_PLAIN,
         SENDLOOP,
         NATS,
+        CENTRIFUGO,
         CENTRIFUGE,
         NCHAN,
         SOCKETIO,

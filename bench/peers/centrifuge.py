@@ -1,6 +1,6 @@
 """Centrifugo's engine, the centrifuge library for Go, in a server as small as can be, over Redis.
 
-Centrifugo itself is not served by the module proxy; it would add its configuration and checks to this.
+For where Centrifugo itself is not to be had, which adds its configuration and checks to this.
 """
 
 from __future__ import annotations
@@ -33,6 +33,7 @@ def start(site: Site, core: int = SERVER_CORE) -> Server:
 CENTRIFUGE = Peer(
     name="centrifuge",
     title="centrifuge (Go)",
+    instead_of="centrifugo",
     dialect="centrifuge",
     path="/connection/websocket",
     channel="bench:%u",

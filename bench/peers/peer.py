@@ -28,6 +28,8 @@ class Peer:
     start: Callable[[Site, int], Server]
     prepare: Callable[[Path], None] = lambda programs: None
     channel: str = "c%u"
+    instead_of: str | None = None
+    """Measured only where the peer of this name is not to be had."""
     redis: bool = False
     """It publishes through Redis; without it, what it delivers has been in its own process only."""
     carries_channels: bool = False
