@@ -61,6 +61,7 @@ class Hub:
         self._delivering = False
         self._broker_paused = False
         self._to_close: list[tuple[Client, Disconnect]] = []
+        self._delivered = 0  # and not counted yet: a counter's lock costs as much as ten deliveries
         self._watched: set[Client] = set()
         self._watch_timer: asyncio.TimerHandle | None = None
         self.healer = Healer(broker, self)
@@ -244,7 +245,7 @@ class Hub:
                 self._dispatch_presence(channel, message)
             elif not message.offset:
                 run.append(message)
-            elif not channel.followed or message.epoch != channel.epoch:
+            elif message.epoch != channel.epoch:
                 self._dispatch(channel, run)
                 run = [message]
                 self._settle_epoch(channel, message.epoch)
@@ -267,21 +268,20 @@ class Hub:
         if not run:
             return
         previous = channel.ring[-1] if channel.ring else None
-        count = 0
         moved: list[tuple[Variant, Variant]] = []
         for variant, group in channel.groups.items():
-            count += len(group)
+            self._delivered += len(group) * len(run)
             self._send(channel, group, variant, run, previous)
             if (then := variant.after(run)) is not variant:
                 moved.append((variant, then))
         for variant, then in moved:  # not before all are served: the next group may be the one they move to
             channel.regroup(variant, then)
-        for client, joining in list(channel.joining.items()):
-            self._keep(channel, client, joining, run)
+        if channel.joining:
+            for client, joining in list(channel.joining.items()):
+                self._keep(channel, client, joining, run)
         if channel.followed:
             channel.remember(run)
-            channel.checked_at = time.monotonic()
-        self._metrics.deliveries.inc(count * len(run))
+            channel.checked_at = channel.remembered_at
 
     def _keep(self, channel: Channel, client: Client, joining: Joining, run: list[Publication]) -> None:
         if joining.admitted:
@@ -447,7 +447,10 @@ class Hub:
                 self._broker.resume()
 
     def _settle_accounts(self) -> None:
-        """Close whom the fan-out could not: it must not change the groups it walks through."""
+        """Count, and close whom the fan-out could not: it must not change the groups it walks through."""
+        if self._delivered:
+            self._metrics.deliveries.inc(self._delivered)
+            self._delivered = 0
         to_close, self._to_close = self._to_close, []
         for client, disconnect in to_close:
             self._watched.discard(client)

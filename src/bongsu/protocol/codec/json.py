@@ -185,17 +185,9 @@ def _publication_fields(publication: Publication) -> bytes:
     """The members of a publication. Trusts `data`: this is the hot path, and `binary` says when not to."""
     if publication.binary:
         raise _not_json()
-    data = b'"data":%b' % publication.data if publication.data else b""
+    fields = [b'"data":' + publication.data] if publication.data else []
     if publication.offset:
-        data = b'%b,"offset":%d' % (data, publication.offset) if data else b'"offset":%d' % publication.offset
-    if (
-        publication.info is None
-        and not publication.tags
-        and publication.offset != 1
-        and not (publication.delta or publication.channel or publication.time)
-    ):
-        return data
-    fields = [data] if data else []
+        fields.append(b'"offset":%d' % publication.offset)
     if publication.info is not None:
         fields.append(b'"info":' + _client_info(publication.info))
     if publication.tags:
