@@ -379,6 +379,10 @@ class Bongsu:
         if path.startswith("/api/"):
             await self._server_api.serve(scope, receive, send, path.removeprefix("/api/"))
             return
+        if path.rstrip("/") in self._sockets or path == "/ws" or path.startswith("/ws/"):
+            hint = "Open it with a WebSocket handshake (RFC 6455)."
+            await answer(Problem(problems.UPGRADE_REQUIRED, hint), send)
+            return
         await self._http(scope, receive, send)
 
     async def _websocket(self, scope: Scope, receive: Receive, send: Send, path: str) -> None:

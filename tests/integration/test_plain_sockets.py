@@ -345,30 +345,30 @@ def test_text_that_is_not_utf8_is_not_published(one_server: RunningServer) -> No
     assert publish(one_server, b'{"channel":"news","data":"\xff\xfe"}').status_code == 400
 
 
-def handshake(
+def handshake_request(
     server: Server,
     path: str,
     *extra: str,
     version: str = "13",
     key: str = "dGhlIHNhbXBsZSBub25jZQ==",
     line: str = "GET {path} HTTP/1.1",
-) -> tuple[bytes, bytes]:
+) -> bytes:
+    lines = [
+        line.format(path=path),
+        f"Host: 127.0.0.1:{server.url.rsplit(':', 1)[1]}",
+        "Connection: Upgrade",
+        "Upgrade: websocket",
+        f"Sec-WebSocket-Version: {version}",
+        f"Sec-WebSocket-Key: {key}",
+        *extra,
+    ]
+    return "".join(f"{line}\r\n" for line in [*lines, ""]).encode()
+
+
+def handshake(server: Server, path: str, *extra: str, **parts: str) -> tuple[bytes, bytes]:
     """A handshake by hand: (head, body) of the answer."""
-    request = "\r\n".join(
-        [
-            line.format(path=path),
-            f"Host: 127.0.0.1:{server.url.rsplit(':', 1)[1]}",
-            "Connection: Upgrade",
-            "Upgrade: websocket",
-            f"Sec-WebSocket-Version: {version}",
-            f"Sec-WebSocket-Key: {key}",
-            *extra,
-            "",
-            "",
-        ]
-    )
     with socket.create_connection(("127.0.0.1", int(server.url.rsplit(":", 1)[1])), DEADLINE) as client:
-        client.sendall(request.encode())
+        client.sendall(handshake_request(server, path, *extra, **parts))
         answer = b""
         while b"\r\n\r\n" not in answer:
             answer += client.recv(4096) or pytest.fail(f"closed after {answer!r}")
@@ -426,6 +426,32 @@ def is_problem(answer: tuple[bytes, bytes], expected: int, code: str) -> None:
     problem = json.loads(body)
     assert (problem["status"], problem["code"]) == (expected, code)
     assert problem["detail"]
+
+
+@pytest.mark.parametrize("path", ["/ws", "/ws/news", "/connection/websocket", "/connection/websocket/"])
+def test_a_request_for_a_socket_that_is_no_handshake_is_told_to_upgrade(
+    one_server: RunningServer, path: str
+) -> None:
+    answer = httpx.get(one_server.url + path)
+    assert (answer.status_code, answer.json()["code"]) == (426, "upgrade_required")
+    assert answer.headers["upgrade"] == "websocket"
+    assert httpx.get(one_server.url + "/connection/uni_websocket").status_code == 404  # not switched on
+
+
+async def test_messages_in_the_segment_of_the_handshake_are_handled_in_order(
+    one_server: RunningServer,
+) -> None:
+    """A client that doesn't wait for 101: what came behind its handshake was lost without a word."""
+    async with clients(one_server, 1) as [other]:
+        port = int(one_server.url.rsplit(":", 1)[1])
+        reader, writer = await asyncio.open_connection("127.0.0.1", port)
+        frames = b"".join(masked(0x81, text) for text in (b"first", b"second", b"x" * 9000))
+        writer.write(handshake_request(one_server, "/ws") + frames)
+        assert (await reader.readuntil(b"\r\n\r\n")).split()[1] == b"101"
+        writer.write(masked(0x81, b"last"))
+        for text in ("first", "second", "x" * 9000, "last"):
+            assert await receive(other) == f"📢 새로운 알림: {text}"
+        writer.close()
 
 
 def test_an_accepted_handshake_names_its_replica_and_a_blank_subprotocol_is_none(

@@ -102,4 +102,6 @@ class Problem(Exception):
             headers.append((b"retry-after", str(self.retry_after).encode()))
         if self.kind is UNAUTHORIZED:
             headers.append((b"www-authenticate", b'Bearer realm="bongsu"'))
+        if self.kind is UPGRADE_REQUIRED:
+            headers += [(b"connection", b"upgrade"), (b"upgrade", b"websocket")]
         return headers

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import sys
 from typing import Any, cast
 from urllib.parse import unquote
 
@@ -77,6 +78,7 @@ class BongsuHttpProtocol(HttpToolsProtocol):
         self._head_began = False
         self._refused = False
         self._in_body = False
+        self._segment = b""  # what is being parsed
         # Until when what must arrive next has to be here: the head, or a rest that nobody reads.
         self._arrival: asyncio.TimerHandle | None = None
         self._departure: asyncio.TimerHandle | None = None
@@ -171,7 +173,9 @@ class BongsuHttpProtocol(HttpToolsProtocol):
     def data_received(self, data: bytes) -> None:
         if self._refused:
             return
+        self._segment = data
         super().data_received(data)
+        self._segment = b""
         if self.parser is None:
             return  # a socket now, or lost
         if self._head_began and not self._refused:  # and has not ended in the same read, as most do
@@ -209,6 +213,16 @@ class BongsuHttpProtocol(HttpToolsProtocol):
         # A cycle otherwise, kept for as long as the collector pleases: the parser calls this object.
         self.parser = self.scope = self.headers = None  # type: ignore[assignment]
         socket.open(self.app, scope, asked)
+        if early := self._after_the_head():
+            socket.data_received(early)
+
+    def _after_the_head(self) -> bytes:
+        """What came in one segment with the end of the handshake: frames of a peer that did not wait.
+
+        uvicorn forgets it. The parser tells where it is only by the exception that brought us here.
+        """
+        upgrade = sys.exception()
+        return self._segment[upgrade.args[0] :] if isinstance(upgrade, httptools.HttpParserUpgrade) else b""
 
     def _socket_scope(self, subprotocols: list[str]) -> dict[str, Any]:
         """The ASGI scope of a WebSocket. Raises `Problem`."""
