@@ -264,6 +264,20 @@ async def test_a_redis_that_was_away_costs_no_publication_of_those_that_were_kep
         assert (await a.publication("chat"))["data"] == 2
 
 
+async def test_recovery_asked_for_where_nothing_is_kept_is_answered_as_not_recovered(
+    bongsu_server: Start,
+) -> None:
+    """`was_recovering` was missing: a client took it for its first subscription, and kept stale state."""
+    open_to_all = {"ALLOW_SUBSCRIBE_FOR_CLIENT": "true", "ALLOW_SUBSCRIBE_FOR_ANONYMOUS": "true"}
+    server = bongsu_server(
+        **{f"BONGSU_CHANNELS__WITHOUT_NAMESPACE__{name}": value for name, value in open_to_all.items()}
+    )
+    async with client(server) as a:
+        asked = await a.call("subscribe", channel="now", recover=True, epoch="xQmZTbAh", offset=3)
+        assert asked == {"was_recovering": True}
+        assert await a.call("subscribe", channel="later") == {}
+
+
 BROKEN = [
     ('{"id":1,"subscribe":{"channel":"chat"}}', 3501),
     ("not json", 3501),

@@ -524,7 +524,8 @@ def _result(wish: Wish) -> SubscribeResult:
         expires=expires,
         ttl=max(1, round(left)) if expires else 0,
         data=wish.data,
-        was_recovering=wish.options.recover,
+        # Also where nothing is kept: the client is to know that what it asked for was not recovered.
+        was_recovering=wish.request.recover or wish.options.recover,
         delta=bool(wish.options.delta),
     )
 
