@@ -14,6 +14,7 @@ import httpx
 from deploy.cluster import Cluster
 from deploy.replica import BONGSU
 from tests.e2e.listener import Listener, eventually, open_stalled_socket
+from tests.scale import scaled
 from tests.servers import outer_environment
 
 Listen = Callable[[str], Awaitable[Listener]]
@@ -208,3 +209,28 @@ def test_the_doctor_sees_all_replicas_through_nginx_and_a_message_arrive(trio: C
     assert "3 in the cluster, 3 answered here" in told.stdout
     assert "failed" not in told.stdout
     assert "skipped" not in told.stdout
+
+
+async def test_of_two_who_send_at_one_offset_through_nginx_exactly_one_succeeds(trio: Cluster) -> None:
+    """
+    Do: two PATCHes at offset 0 of one upload at one time, as often as it takes to meet in every way.
+    Expect: 204 for one, 409 for the other, and the content is that of the first.
+    """
+    tus = {"Tus-Resumable": "1.0.0", "Content-Type": "application/offset+octet-stream"}
+    replicas = set()
+    async with httpx.AsyncClient(base_url=trio.url, timeout=60) as a, httpx.AsyncClient(timeout=60) as b:
+        for size in [1, 1000, 100_000, 3_000_000] * scaled(2, 50):
+            made = await a.post("/files/", headers=tus | {"Upload-Length": str(size)})
+            url = str(made.url.join(made.headers["location"]))
+            answers = await asyncio.gather(
+                *(
+                    http.patch(url, headers=tus | {"Upload-Offset": "0"}, content=octet * size)
+                    for http, octet in ((a, b"a"), (b, b"b"))
+                )
+            )
+            assert sorted(answer.status_code for answer in answers) == [204, 409]
+            replicas |= {answer.headers["X-Bongsu-Replica"] for answer in answers}
+            winner = b"ab"[[answer.status_code for answer in answers].index(204)]
+            row = await stored(a, trio.url, url.rpartition("/")[2])
+            assert row["sha256"] == hashlib.sha256(bytes([winner]) * size).hexdigest()
+    assert len(replicas) > 1
