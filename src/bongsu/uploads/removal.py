@@ -39,11 +39,13 @@ class Removal:
     async def remove(self, condition: ColumnElement[bool], *, remember: bool = False) -> bool:
         """Remove the one upload that `condition` names, bytes first: while there are any, a row says so.
 
-        False when there is none, or somebody else is at it. May be repeated after any failure. `remember`:
-        the row of a resumable upload stays for a while, so that its client is told what became of it.
+        False when there is none, or somebody else is at it. After a failure it may be repeated, and the
+        sweep does. `remember`: the row stays for a while, so that a client is told what became of it.
         """
+        options = self._options
+        lifetime = options.expire_after if remember else options.abandoned_after
         async with self._database.transaction() as session:
-            expired = await rows.expire(session, condition, lifetime=self._options.expire_after)
+            expired = await rows.expire(session, condition, lifetime=lifetime)
             if expired is None:
                 return False
             upload, before, attempts = expired
@@ -56,7 +58,7 @@ class Removal:
             await self._store.delete(object_key(upload.id, attempt))
         for part in parts:
             await self.remove(col(Upload.id) == part)
-        if remember and upload.resumable and before != "expired":
+        if remember and before != "expired":
             return True
         async with self._database.transaction() as session:
             gone = await rows.forget(session, upload.id)
@@ -86,10 +88,11 @@ class Removal:
     async def _sweep_stale(self) -> None:
         stale = rows.is_stale()
         async with self._database.session() as session:
-            left = (await session.execute(select(col(Upload.id)).where(stale).limit(_SWEEP))).scalars().all()
-        for upload_id in left:
+            columns = select(col(Upload.id), col(Upload.resumable))
+            left = (await session.execute(columns.where(stale).limit(_SWEEP))).all()
+        for upload_id, resumable in left:
             try:
-                if await self.remove((col(Upload.id) == upload_id) & stale, remember=True):
+                if await self.remove((col(Upload.id) == upload_id) & stale, remember=resumable):
                     log.info("removed an abandoned upload", upload=upload_id)
             except StoreError as error:
                 log.warning("an abandoned upload could not be removed", upload=upload_id, error=str(error))
