@@ -148,6 +148,7 @@ class Cluster:
 
     def _start_parts(self) -> None:
         _raise_file_limit()
+        self.nginx.require_free_port()
         with self._timed("redis", f"ready on 127.0.0.1:{self.redis.port}"):
             self.redis.start()
         with self._timed(
@@ -199,7 +200,7 @@ class Cluster:
             "BONGSU_LOG__FORMAT": "console"
             if self._console is not None and self._console.is_terminal
             else "json",
-            "BONGSU_STORAGE_URL": f"file://{self.state / 'storage'}",
+            "BONGSU_STORAGE_URL": (self.state / "storage").as_uri(),
             "BONGSU_FORWARDED_ALLOW_IPS": "127.0.0.1",
         }
         # The environment wins over the file: a secret of ours would take the place of one that is in there.
@@ -301,11 +302,18 @@ def _settings_file(root: Path, env: Mapping[str, str]) -> dict[str, object]:
         return {}
 
 
+def _port(text: str) -> int:
+    port = int(text)
+    if not 0 <= port <= 65_535:
+        raise argparse.ArgumentTypeError(f"{port} is no port: they go up to 65535")
+    return port
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(prog="deploy.cluster", description=__doc__)
     parser.add_argument("--replicas", type=int, default=3)
     parser.add_argument(
-        "--port", type=int, default=8080, help="nginx's port on 127.0.0.1; 0 picks a free one"
+        "--port", type=_port, default=8080, help="nginx's port on 127.0.0.1; 0 picks a free one"
     )
     parser.add_argument("--root", type=Path, default=REPOSITORY, help="where nginx.conf is and var/ goes")
     options = parser.parse_args()

@@ -54,8 +54,7 @@ class NginxServer:
 
     def start(self, replica_ports: Sequence[int]) -> None:
         """Start it in front of these ports of 127.0.0.1 and return when it listens. Raises StartError."""
-        if _listens(self.port):
-            raise StartError(f"port {self.port} is taken; choose another: make run-cluster CLUSTER_PORT=8081")
+        self.require_free_port()
         (self._state / "nginx").mkdir(parents=True, exist_ok=True)
         # A dead process on this machine refuses a connection at once, so trying it costs nothing and nobody
         # has to be remembered as down (max_fails=0). With the default, requests that fail for their own
@@ -68,6 +67,11 @@ class NginxServer:
         (self._state / "listen.conf").write_text(f"listen 127.0.0.1:{self.port} sndbuf=256k;\n")
         self.child.start()
         self.child.await_ready(lambda: _listens(self.port))
+
+    def require_free_port(self) -> None:
+        """Raise StartError when somebody listens there already."""
+        if _listens(self.port):
+            raise StartError(f"port {self.port} is taken; choose another: make run-cluster CLUSTER_PORT=8081")
 
     def stop(self) -> None:
         """End it and remove what belongs to this run alone: pid file, temporary directories, ports."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import fnmatch
-from collections.abc import AsyncIterator, Awaitable, Callable, MutableMapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, MutableMapping
 from typing import Any, TypeAlias, TypeVar
 
 import msgspec
@@ -49,7 +49,7 @@ from bongsu.node.target import LocalTarget
 from bongsu.protocol import problems
 from bongsu.protocol.messages import Principal, Publication
 from bongsu.protocol.problems import Problem
-from bongsu.settings import Settings, load
+from bongsu.settings import Settings, load, without_password
 from bongsu.transports.emulation import EmulationTransport
 from bongsu.transports.forms import deflated_frames
 from bongsu.transports.handshake import Handshakes
@@ -61,7 +61,7 @@ from bongsu.transports.websocket import WebSocketTransport
 from bongsu.uploads import tus
 from bongsu.uploads.hooks import Hook
 from bongsu.uploads.service import UploadService
-from bongsu.uploads.stores import store_from_url
+from bongsu.uploads.stores import StoreError, store_from_url
 from bongsu.web.routes import web_router
 
 Scope: TypeAlias = MutableMapping[str, Any]
@@ -247,9 +247,11 @@ class Bongsu:
         async with contextlib.AsyncExitStack() as stack:
             stack.push_async_callback(self._tokens.aclose)
             stack.push_async_callback(self._subscription_tokens.aclose)
-            await self._open_database()
+            with _naming("BONGSU_DATABASE_URL", self.settings.database_url):
+                await self._open_database()
             stack.push_async_callback(self.database.stop)
-            await self._store.start()
+            with _naming("BONGSU_STORAGE_URL", self.settings.storage_url):
+                await self._store.start()
             stack.push_async_callback(self._store.stop)
             await self.node.start()
             stack.push_async_callback(self.node.stop)
@@ -421,6 +423,15 @@ class Bongsu:
 
 
 _WITH_HEADERS = frozenset({"http.response.start", "websocket.accept", "websocket.http.response.start"})
+
+
+@contextlib.contextmanager
+def _naming(variable: str, url: str) -> Iterator[None]:
+    """Say at start which setting leads to what does not work."""
+    try:
+        yield
+    except (DatabaseUnavailable, StoreError) as error:
+        raise type(error)(f"{variable}={without_password(url)}: {error}") from error
 
 
 def _client_transports(

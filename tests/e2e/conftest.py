@@ -41,8 +41,12 @@ def running_cluster(root: Path, *, replicas: int) -> Iterator[Cluster]:
 
 @pytest.fixture(scope="session")
 def trio(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
-    """Three replicas for tests that break nothing: starting them takes longer than such a test."""
-    root = tmp_path_factory.mktemp("trio")
+    """Three replicas for tests that break nothing: starting them takes longer than such a test.
+
+    In a directory whose name would be misread wherever it stands in a URL or a command unquoted.
+    """
+    root = tmp_path_factory.mktemp("trio") / "my 봉수 #1 %20?"
+    root.mkdir()
     (root / "nginx.conf").symlink_to(REPOSITORY / "nginx.conf")
     with running_cluster(root, replicas=3) as cluster:
         yield cluster

@@ -79,7 +79,10 @@ class Database:
         """Create SQLite's directory and prove that the database answers. Raises `DatabaseUnavailable`."""
         if self._sqlite:
             path = Path(self.url.database or "").parent
-            await asyncio.to_thread(path.mkdir, parents=True, exist_ok=True)
+            try:
+                await asyncio.to_thread(path.mkdir, parents=True, exist_ok=True)
+            except OSError as error:
+                raise DatabaseUnavailable(f"cannot make {path}: {error.strerror}") from error
         await self.ping()
 
     async def ping(self) -> None:

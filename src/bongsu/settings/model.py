@@ -18,7 +18,7 @@ from bongsu.jobs.options import JobOptions, OutboxOptions
 from bongsu.node.channels import UPLOADS_NAMESPACE, ChannelOptions, NameOptions
 from bongsu.node.client import ClientOptions
 from bongsu.uploads.options import UploadOptions
-from bongsu.uploads.stores import s3_address
+from bongsu.uploads.stores import file_directory, s3_address
 from bongsu.uploads.stores.s3.plan import LARGEST
 
 MAKE_A_SECRET: Final = "openssl rand -hex 32"
@@ -238,7 +238,7 @@ class Settings(_Options):
         if scheme == "memory" and rest:
             raise ValueError("memory:// takes nothing after it")
         if scheme in {"redis", "rediss"} and not _has_host(url):
-            raise ValueError(f"names no host; write {scheme}://host:6379/0")
+            raise ValueError(f"names no host, or no port there can be; write {scheme}://host:6379/0")
         if scheme == "unix" and not rest.rpartition("@")[2].startswith("/"):
             raise ValueError("names no socket; write unix:///path/to/redis.sock")
         return url
@@ -269,8 +269,10 @@ class Settings(_Options):
             s3_address(url)
         if scheme == "memory" and rest:
             raise ValueError("memory:// takes nothing after it")
-        if scheme == "file" and not rest.startswith("/"):
-            raise ValueError("must name an absolute directory: file:///path/to/uploads")
+        if scheme == "file":
+            if not rest.startswith("/"):
+                raise ValueError("must name an absolute directory: file:///path/to/uploads")
+            file_directory(url)
         return url
 
     @field_validator("upload")
@@ -289,7 +291,10 @@ class Settings(_Options):
         if key is None or not key.get_secret_value():
             if dev:
                 return SecretStr(secrets.token_urlsafe(24))
-            raise ValueError(f"is not set. Make one with `{MAKE_A_SECRET}`, or use --dev on your own machine")
+            raise ValueError(
+                f"is not set. Make one with `{MAKE_A_SECRET}`, or use --dev (BONGSU_DEV=true) "
+                "on your own machine"
+            )
         text = key.get_secret_value()
         if not text.isascii() or not text.isprintable() or text != text.strip():
             raise ValueError("must be printable ASCII without spaces around it, since it travels in a header")
@@ -318,7 +323,7 @@ class Settings(_Options):
                 "no key is set that client tokens could be checked with. Set BONGSU_TOKEN__HMAC_SECRET "
                 f"(make one with `{MAKE_A_SECRET}`), BONGSU_TOKEN__RSA_PUBLIC_KEY, "
                 "BONGSU_TOKEN__ECDSA_PUBLIC_KEY or BONGSU_TOKEN__JWKS_PUBLIC_ENDPOINT, or use --dev "
-                "on your own machine"
+                "(BONGSU_DEV=true) on your own machine"
             )
         if not _weak_secrets_will_do(info):
             _check_strength(token)

@@ -41,6 +41,7 @@ __all__ = [
     "StoreError",
     "StoreFull",
     "StoreUnavailable",
+    "file_directory",
     "s3_address",
     "store_from_url",
 ]
@@ -55,7 +56,7 @@ def store_from_url(url: str) -> Store:
     """
     scheme, separator, rest = url.partition("://")
     if separator and scheme == "file":
-        return LocalStore(_directory(rest))
+        return LocalStore(file_directory(url))
     if separator and scheme == "s3":
         bucket, prefix = s3_address(url)
         # Late: its libraries are many, and only for those who want it.
@@ -67,12 +68,14 @@ def store_from_url(url: str) -> Store:
     raise ValueError("unknown storage; use file:///absolute/directory, s3://bucket/prefix or memory://")
 
 
-def _directory(rest: str) -> str:
+def file_directory(url: str) -> str:
+    """The directory of a `file://` URL. Raises `ValueError` with what is wrong with it."""
+    rest = url.removeprefix("file://")
     if "?" in rest or "#" in rest:
-        raise ValueError("a storage URL has no query and no fragment; write ? as %3F and # as %23")
+        raise ValueError("has no query and no fragment; write ? as %3F and # as %23")
     path = unquote(rest)
     if not path.strip("/") or "\0" in path:
-        raise ValueError("the storage URL names no directory; use file:///absolute/directory")
+        raise ValueError("names no directory; use file:///absolute/directory")
     return path
 
 

@@ -55,7 +55,10 @@ class LocalStore:
 
     def _prepare(self) -> None:
         for name in ("segments", "objects"):
-            (self.root / name).mkdir(mode=0o700, parents=True, exist_ok=True)
+            try:
+                (self.root / name).mkdir(mode=0o700, parents=True, exist_ok=True)
+            except OSError as error:
+                raise StoreUnavailable(f"the storage directory cannot be made ({error.strerror})") from error
         if not os.access(self.root / "segments", os.W_OK | os.X_OK):
             raise PermissionError(errno.EACCES, "the storage directory cannot be written to")
 
