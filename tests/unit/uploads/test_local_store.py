@@ -161,5 +161,5 @@ def test_a_file_url_names_a_directory(url: str, path: str) -> None:
     ],
 )
 def test_an_unusable_storage_url_is_refused(url: str) -> None:
-    with pytest.raises(ValueError, match="storage|names no directory|no query and no fragment"):
+    with pytest.raises(ValueError, match=r"storage|names no directory|no query and no fragment"):
         store_from_url(url)
