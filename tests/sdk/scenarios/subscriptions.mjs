@@ -47,6 +47,22 @@ export const subscriptions = {
     same(tokens.length, 0, 'tokens left');
   },
 
+  'who subscribes and unsubscribes in a hurry is present once, and then not at all': async (site) => {
+    const channel = site.channel();
+    const client = await site.connected();
+    const subscription = client.newSubscription(channel);
+    for (let round = 0; round < 10; round += 1) {
+      subscription.subscribe();
+      subscription.unsubscribe();
+    }
+    subscription.subscribe();
+    const { numClients, numUsers } = await subscription.presenceStats();
+    same([numClients, numUsers], [1, 1], 'clients, users');
+    subscription.unsubscribe();
+    const nobody = async () => (await site.api('presence_stats', { channel })).result.num_clients === 0;
+    await eventually(nobody, 'nobody is present');
+  },
+
   'a publication reaches every subscriber once, with its publisher': async (site) => {
     const channel = site.channel();
     const [ada, bob] = [await site.connected('ada'), await site.connected('bob')];
