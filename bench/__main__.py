@@ -111,12 +111,16 @@ def _measure(bench: Bench, workload: str, name: str) -> list[Row]:
 
 
 def _publish(results: Results, *, docs: bool) -> None:
-    text = tables(results)
-    print(text)
-    if docs:
-        write_into(PAGE, "tables", text)
-        draw_costs(results, PAGE.with_name("performance-cost.svg"))
-        draw_growth(results, PAGE.with_name("performance-growth.svg"))
+    broadcasts, files = results.divided("uploads")
+    for place, part in (("tables", broadcasts), ("uploads", files)):
+        if part.rows or not results.rows:
+            text = tables(part)
+            print(text)
+            if docs:
+                write_into(PAGE, place, text)
+    if docs and broadcasts.rows:
+        draw_costs(broadcasts, PAGE.with_name("performance-cost.svg"))
+        draw_growth(broadcasts, PAGE.with_name("performance-growth.svg"))
 
 
 def _options() -> argparse.Namespace:

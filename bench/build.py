@@ -10,7 +10,7 @@ import subprocess
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-__all__ = ["HERE", "Missing", "build_load", "compile_c", "run"]
+__all__ = ["HERE", "Missing", "build_load", "compile_c", "install_node", "run"]
 
 HERE = Path(__file__).parent
 
@@ -39,6 +39,18 @@ def compile_c(program: Path, *sources: Path) -> None:
     program.parent.mkdir(parents=True, exist_ok=True)
     flags = ["-O2", "-std=gnu11", "-Wall", "-Wextra", "-Wshadow", "-Wformat=2", "-Werror"]
     run(["cc", *flags, "-o", str(program), *map(str, sources)], cwd=HERE)
+
+
+def install_node(name: str, programs: Path) -> None:
+    """The server of `peers/NAME` with the packages of its lock, in `programs/NAME`. Raises Missing."""
+    source, home = HERE / "peers" / name, programs / name
+    home.mkdir(parents=True, exist_ok=True)
+    lock = home / "package-lock.json"
+    same = lock.exists() and lock.read_bytes() == (source / "package-lock.json").read_bytes()
+    for file in ("package.json", "package-lock.json", "server.js"):
+        shutil.copy(source / file, home / file)
+    if not (same and (home / "node_modules" / ".package-lock.json").exists()):
+        run(["npm", "ci", "--silent", "--no-audit", "--no-fund", "--ignore-scripts"], cwd=home)
 
 
 def build_load(programs: Path) -> None:

@@ -12,7 +12,7 @@ from typing import Self
 
 import psutil
 
-__all__ = ["Departures", "Usage", "cpu_seconds", "family", "resident_bytes"]
+__all__ = ["Departures", "Peak", "Usage", "cpu_seconds", "family", "resident_bytes"]
 
 
 def family(pid: int) -> list[int]:
@@ -50,6 +50,28 @@ class Usage:
 
     def spent(self) -> float:
         return cpu_seconds(self._pids) - self._start
+
+
+class Peak:
+    """How much more memory some processes hold at their peaks than when this is made."""
+
+    def __init__(self, pids: Iterable[int]) -> None:
+        self._pids = list(pids)
+        for pid in self._pids:
+            Path(f"/proc/{pid}/clear_refs").write_text("5")  # proc_pid_clear_refs(5): the peak starts anew
+        self._before = self._sum("VmRSS")
+
+    def grown(self) -> int:
+        """Bytes; the peaks of the processes need not have been at one time."""
+        return self._sum("VmHWM") - self._before
+
+    def _sum(self, figure: str) -> int:
+        total = 0
+        for pid in self._pids:
+            for line in Path(f"/proc/{pid}/status").read_text().splitlines():
+                if line.startswith(f"{figure}:"):
+                    total += int(line.split()[1]) * 1024
+        return total
 
 
 class Departures:

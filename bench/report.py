@@ -56,6 +56,16 @@ HEADINGS: dict[str, tuple[str, tuple[Column, ...]]] = {
         "Publishing over HTTP: cost of a request",
         (COST, Column("requests/s", "per_s", 0), BUSY),
     ),
+    "uploads": (
+        "Uploads: cost of a GiB until the file is stored",
+        (
+            Column("CPU s", "cpu_s", 2, spread=True),
+            Column("of it until the answer", "answered_cpu_s", 2),
+            Column("MiB/s", "mib_s", 0),
+            Column("memory + MiB", "grown_mib", 0),
+            BUSY,
+        ),
+    ),
 }
 
 

@@ -6,7 +6,7 @@ import json
 import os
 import platform
 import statistics
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -57,6 +57,12 @@ class Results:
             if (row.workload, row.case, row.peer) == (workload, case, peer):
                 return row
         return None
+
+    def divided(self, workload: str) -> tuple[Results, Results]:
+        """All but the rows of one workload, and those; each with the peers that are missing."""
+        others = [row for row in self.rows if row.workload != workload]
+        own = [row for row in self.rows if row.workload == workload]
+        return replace(self, rows=others), replace(self, rows=own)
 
     def save(self, path: Path) -> None:
         path.write_text(json.dumps(asdict(self), indent=1, ensure_ascii=False) + "\n")

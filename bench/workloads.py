@@ -9,22 +9,25 @@ it misses is a problem of the row.
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import tempfile
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import jwt
 
-from bench.clock import Departures, Usage, cpu_seconds, resident_bytes
+from bench.clock import Departures, Peak, Usage, cpu_seconds, resident_bytes
 from bench.generator import Generator, LoadError
 from bench.peers import Peer
 from bench.peers.bongsu import HMAC_SECRET
 from bench.results import Row
 from bench.site import LOAD_CORE, SERVER_CORE, Server, Site
+from bench.uploads import Way
 
 __all__ = ["FULL", "PUBLISHERS", "QUICK", "WORKLOADS", "Bench", "Scale", "Workload", "post", "write_tokens"]
 
@@ -49,6 +52,10 @@ class Scale:
     requests: int
     compared: tuple[str, ...] | None
     """Workloads that all servers take part in, the others being for Bongsu and the C loop; None: all."""
+    upload_runs: int
+    upload_mib: int
+    upload_mib_each: int
+    """Of the uploads that come at one time."""
 
 
 FULL = Scale(
@@ -63,6 +70,9 @@ FULL = Scale(
     pairs=2,
     requests=20_000,
     compared=None,
+    upload_runs=3,
+    upload_mib=1024,
+    upload_mib_each=100,
 )
 QUICK = Scale(
     runs=2,
@@ -75,13 +85,18 @@ QUICK = Scale(
     growth_channels=((1, 1), (1000, 10)),
     pairs=1,
     requests=5000,
-    compared=("fanout", "single", "publishing"),
+    compared=("fanout", "single", "publishing", "uploads"),
+    upload_runs=3,
+    upload_mib=256,
+    upload_mib_each=8,
 )
 
 PUBLISHERS = 32
 """Connections that take turns to publish: a server that answers one client's commands one after another, as
 the client protocol allows, is thus not measured by the patience of a single publisher.
 """
+
+UPLOADS_AT_ONCE = 64
 
 STALL = 14
 """Seconds that readers are stalled: one second fills the kernel's buffers, then Bongsu gives them 5 s to make
@@ -130,7 +145,7 @@ class Workload:
     measure: Measure
     seconds: tuple[float, float]
     """What it takes for one peer, in full and quick, roughly: for the estimate of what is left."""
-    takes: Callable[[Peer], bool] = lambda peer: True
+    takes: Callable[[Peer], bool] = lambda peer: bool(peer.dialect)
     """Whether it can be done with this peer."""
 
 
@@ -308,6 +323,42 @@ def publishing(bench: Bench, peer: Peer) -> Iterator[Row]:
         yield row
 
 
+def uploads(bench: Bench, peer: Peer) -> Iterator[Row]:
+    """One large file in each way that a server takes it, and many files at one time in the first of them.
+
+    The cost is that of all the server does until nothing is left to do for the file.
+    """
+    for way in peer.takes:
+        yield _upload(bench, peer, way, "alone", 1, bench.scale.upload_mib, bench.scale.upload_runs)
+    way = peer.takes[0]
+    yield _upload(bench, peer, way, "64 at once", UPLOADS_AT_ONCE, bench.scale.upload_mib_each, 1)
+
+
+def _upload(bench: Bench, peer: Peer, way: Way, case: str, files: int, mebibytes: int, runs: int) -> Row:
+    row = Row("uploads", f"{way.name}, {case}", peer.name)
+    os.sched_setaffinity(0, {LOAD_CORE})
+    with _temporary() as directory, bench.site(directory) as site, ThreadPoolExecutor(files) as clients:
+        server = peer.start(site, SERVER_CORE)
+        way.await_stored(server.port, way.send(server.port, 2**20))  # what is made at the first upload
+        for _ in range(runs):
+            usage, own, peak = Usage(server.pids), time.process_time(), Peak(server.pids)
+            began = time.monotonic()
+            sent = list(clients.map(lambda _: way.send(server.port, mebibytes * 2**20), range(files)))
+            answered, seconds = usage.spent(), time.monotonic() - began
+            busy = (time.process_time() - own) / seconds
+            for location in sent:
+                way.await_stored(server.port, location)
+            gibibytes = files * mebibytes / 1024
+            row.add(
+                cpu_s=usage.spent() / gibibytes,
+                answered_cpu_s=answered / gibibytes,
+                mib_s=files * mebibytes / seconds,
+                grown_mib=peak.grown() / 2**20,
+                load_busy=busy,
+            )
+    return row
+
+
 def post(
     bench: Bench, port: int, request: tuple[str, str, str], at_once: int, requests: int
 ) -> dict[str, Any]:
@@ -385,4 +436,5 @@ WORKLOADS: dict[str, Workload] = {
     "replicas": Workload(replicas, (50, 12), lambda peer: peer.redis),
     "stalled": Workload(stalled, (44, 22)),
     "publishing": Workload(publishing, (20, 6), lambda peer: peer.publish_request is not None),
+    "uploads": Workload(uploads, (150, 40), lambda peer: bool(peer.takes)),
 }

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from bench.peers.bongsu import BONGSU_CLIENT, BONGSU_PLAIN
+from bench.peers.bongsu import BONGSU_CLIENT, BONGSU_PLAIN, BONGSU_UPLOADS
 from bench.peers.centrifuge import CENTRIFUGE
 from bench.peers.centrifugo import CENTRIFUGO
 from bench.peers.nats import NATS
@@ -11,6 +11,9 @@ from bench.peers.peer import Peer
 from bench.peers.python import NAIVE, WEBSOCKETS
 from bench.peers.sendloop import SENDLOOP
 from bench.peers.socketio import SOCKETIO
+from bench.peers.tus_server import TUS_SERVER
+from bench.peers.tusd import TUSD
+from bench.peers.webdav import WEBDAV
 
 __all__ = ["PEERS", "Peer"]
 
@@ -27,5 +30,9 @@ PEERS = {
         SOCKETIO,
         WEBSOCKETS,
         NAIVE,
+        BONGSU_UPLOADS,
+        WEBDAV,
+        TUSD,
+        TUS_SERVER,
     )
 }

@@ -1,4 +1,4 @@
-"""Bongsu: the shipped `bongsu serve` with Redis, on `/ws` and on the client protocol."""
+"""Bongsu: the shipped `bongsu serve` with Redis: on `/ws`, on the client protocol, and with uploads."""
 
 from __future__ import annotations
 
@@ -7,8 +7,9 @@ from deploy.replica import BONGSU
 
 from bench.peers.peer import Peer
 from bench.site import SERVER_CORE, Server, Site
+from bench.uploads import bongsu_ways
 
-__all__ = ["API_KEY", "BONGSU_CLIENT", "BONGSU_PLAIN", "HMAC_SECRET"]
+__all__ = ["API_KEY", "BONGSU_CLIENT", "BONGSU_PLAIN", "BONGSU_UPLOADS", "HMAC_SECRET"]
 
 API_KEY = "key-of-the-benchmark"
 HMAC_SECRET = "secret-of-the-benchmark-32-bytes-or-more"
@@ -62,3 +63,5 @@ BONGSU_CLIENT = Peer(
         '{"channel":"bench:published","data":"' + "x" * 126 + '"}',
     ),
 )
+
+BONGSU_UPLOADS = Peer(name="bongsu-uploads", title="Bongsu", start=start, takes=bongsu_ways())

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from bench.site import Server, Site
+from bench.uploads import Way
 
 __all__ = ["Peer"]
 
@@ -22,10 +23,13 @@ class Peer:
 
     name: str
     title: str
-    dialect: str
-    path: str
-    """Where subscribers connect; `%u` in it is the channel's number."""
     start: Callable[[Site, int], Server]
+    dialect: str = ""
+    """How its subscribers speak; empty for one that broadcasts nothing."""
+    path: str = ""
+    """Where subscribers connect; `%u` in it is the channel's number."""
+    takes: tuple[Way, ...] = ()
+    """How files are sent to it, where it takes any."""
     prepare: Callable[[Path], None] = lambda programs: None
     channel: str = "c%u"
     instead_of: str | None = None

@@ -8,12 +8,15 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
 from bench.build import HERE, build_load, compile_c
-from bench.clock import Usage, family
+from bench.clock import Peak, Usage, family
 from bench.generator import Generator, LoadError
 from bench.site import Site
+from bench.uploads import bongsu_ways
 from deploy.child import free_port
+from tests.servers import RunningServer
 from websockets.asyncio.server import ServerConnection, serve
 
 Mischief = Callable[[int, str], list[str]]
@@ -159,3 +162,30 @@ def test_the_loop_of_send_carries_every_message_and_its_cpu_time_is_seen(
     assert (wrongs(answer), answer["complaint"]) == ({}, "")
     assert answer["delivered"] == 50 * answer["published"]
     assert 0 < spent < 2 * answer["seconds"]
+
+
+def test_an_upload_is_sent_whole_in_each_way_and_awaited_until_it_is_stored(tmp_path: Path) -> None:
+    size = 3 * 2**20 + 5
+    server = RunningServer(tmp_path, {}, dev=True)
+    server.start()
+    try:
+        for way in bongsu_ways():
+            peak = Peak([server.pid])
+            location = way.send(server.port, size)
+            way.await_stored(server.port, location)
+            record = httpx.get(f"{server.url}/uploads/{location.rpartition('/')[2]}").json()
+            assert (record["state"], record["size"]) == ("stored", size)
+            assert 0 <= peak.grown() < 64 * 2**20
+    finally:
+        server.stop()
+
+
+def test_an_upload_that_is_refused_is_told_with_the_answer(tmp_path: Path) -> None:
+    server = RunningServer(tmp_path, {"BONGSU_UPLOAD__MAX_SIZE": "1000"}, dev=True)
+    server.start()
+    try:
+        for way in bongsu_ways():
+            with pytest.raises(LoadError, match="413"):
+                way.send(server.port, 2000)
+    finally:
+        server.stop()
