@@ -44,7 +44,7 @@ pytestmark = pytest.mark.soak
 
 UPLOADS = scaled(60, 1_000)
 KILLS = scaled(3, 30)
-DEADLINE = scaled(180, 3_600)
+DEADLINE = scaled(420, 3_600)
 FEED = "uploads:feed"
 AHEAD = 40  # seconds, more than any lease
 
