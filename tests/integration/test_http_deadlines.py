@@ -11,6 +11,7 @@ from starlette.types import Receive, Scope, Send
 from uvicorn import Server
 
 from bongsu.server import http
+from bongsu.server.body import Blocks
 from bongsu.server.http import BongsuConfig, BongsuHttpProtocol
 
 LONG = 30.0  # seconds that no test reaches unless the deadline it is about is missing
@@ -46,6 +47,7 @@ async def port(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[int]:
             application, http=BongsuHttpProtocol, ws="none", lifespan="off", log_config=None
         )
         config.server_headers = []
+        config.blocks = Blocks()
         server = Server(config)
         serving = asyncio.create_task(server._serve(sockets=[listener]))
         yield listener.getsockname()[1]

@@ -16,6 +16,7 @@ from bongsu.node.wheel import Wheel
 from bongsu.protocol import problems
 from bongsu.protocol.problems import Problem
 from bongsu.server import handshake
+from bongsu.server.body import Blocks, BodyReader
 from bongsu.server.protocol import BongsuWebSocketProtocol
 from bongsu.transports.sockets import CUT_EXTENSION
 
@@ -27,6 +28,9 @@ HEAD_TIMEOUT = 10.0
 
 REST_TIMEOUT = 10.0
 """Seconds that the rest of a body may take once its request has been answered; nobody reads it."""
+
+LARGE_BODY = 256 * 1024
+"""Bytes of a body from which on it is worth not to go through the parser."""
 
 STALLED = 60.0
 """Seconds without the peer taking a byte of a response after which the connection is cut."""
@@ -42,6 +46,8 @@ class BongsuConfig(Config):
     """Whether sockets may agree on permessage-deflate."""
 
     wheel: Wheel
+
+    blocks: Blocks
 
 
 def raw_response(problem: Problem, headers: list[tuple[bytes, bytes]]) -> bytes:
@@ -79,6 +85,7 @@ class BongsuHttpProtocol(HttpToolsProtocol):
         self._refused = False
         self._in_body = False
         self._segment = b""  # what is being parsed
+        self._unread = 0  # bytes of a body of declared length that go round the parser, if they are many
         # Until when what must arrive next has to be here: the head, or a rest that nobody reads.
         self._arrival: asyncio.TimerHandle | None = None
         self._departure: asyncio.TimerHandle | None = None
@@ -126,9 +133,13 @@ class BongsuHttpProtocol(HttpToolsProtocol):
             self._refuse_head()
         else:
             super().on_headers_complete()
+            self._unread = 0
+            if not self.pipeline and not self.parser.should_upgrade():
+                self._unread = int(dict(self.headers).get(b"content-length", 0))
 
     def on_body(self, body: bytes) -> None:
         self._unparsed = -1
+        self._unread -= len(body)
         if not self._refused:
             super().on_body(body)
 
@@ -188,6 +199,13 @@ class BongsuHttpProtocol(HttpToolsProtocol):
                 self._refuse_head()
             else:
                 self.transport.abort()
+        if self._in_body and self._unread >= LARGE_BODY and not self._refused:
+            left, self._unread = self._unread, 0
+            # It stands behind the head, and would take the next request for the body.
+            self.parser = httptools.HttpRequestParser(self)
+            self.parser.set_dangerous_leniencies(lenient_data_after_close=True)  # as uvicorn's
+            blocks = cast("BongsuConfig", self.config).blocks
+            self.transport.set_protocol(BodyReader(self, left, blocks))
 
     def handle_websocket_upgrade(self) -> None:
         self._stop_timer()

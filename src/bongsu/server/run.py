@@ -19,6 +19,7 @@ from uvicorn import Server
 
 from bongsu.app import Bongsu
 from bongsu.node.wheel import Wheel
+from bongsu.server.body import Blocks
 from bongsu.server.http import BongsuConfig, BongsuHttpProtocol
 from bongsu.server.logs import configure_logging
 from bongsu.server.protocol import BongsuWebSocketProtocol
@@ -68,6 +69,7 @@ def run(settings: Settings) -> int:
     config.server_headers = [(b"x-bongsu-replica", settings.replica.encode())]
     config.deflate = settings.websocket.compression
     config.wheel = Wheel()
+    config.blocks = Blocks()
     server = BongsuServer(config, app, settings)
     try:
         server.run()

@@ -87,7 +87,7 @@ class Means:
 class Sink(Protocol):
     """Where one request's bytes go."""
 
-    async def write(self, data: bytes | memoryview) -> None:
+    async def write(self, data: bytes | bytearray | memoryview) -> None:
         """Append. Returns only when more may come: the caller must not read ahead meanwhile.
 
         Raises `Problem`: `UPLOAD_TOO_LARGE`, `DISK_FULL`, `QUOTA_EXCEEDED`, and `OFFSET_MISMATCH` or
@@ -110,7 +110,7 @@ class Stored:
     def __init__(self, record: UploadRecord) -> None:
         self._record = record
 
-    async def write(self, data: bytes | memoryview) -> None:
+    async def write(self, data: bytes | bytearray | memoryview) -> None:
         if data:
             raise over_length(self._record.size)
 
@@ -156,14 +156,17 @@ class Receiver:
         """Bytes of the upload that are here, safe or not."""
         return self._base + self._written + len(self._batch)
 
-    async def write(self, data: bytes | memoryview) -> None:
+    async def write(self, data: bytes | bytearray | memoryview) -> None:
         async with self._lock:
             self._check()
             limit = self._means.options.max_size if self._upload.length is None else self._upload.length
             # None of them: with the first ones alone an upload could be complete that is not what was sent.
             if self.received + len(data) > limit:
                 raise too_large(limit) if self._upload.length is None else over_length(limit)
-            self._batch += data
+            if not self._batch and 2 * len(data) >= self._means.batches.size():
+                await self._append(data)  # large enough to be written as it is
+            else:
+                self._batch += data
             if len(self._batch) >= self._means.batches.size():
                 await self._flush()
             waiting = self._written - self._committed
@@ -231,10 +234,12 @@ class Receiver:
     async def _flush(self, *, last: bool = False) -> None:
         # A new one: clear() would keep the capacity of the largest batch for the whole upload.
         batch, self._batch = self._batch, bytearray()
-        if not batch:
-            return
+        if batch:
+            await self._append(batch, whole=last and self._whole)
+
+    async def _append(self, batch: bytes | bytearray | memoryview, *, whole: bool = False) -> None:
         if self._base + self._written == 0 and not self._upload.partial:
-            self._check_type(batch, whole=last and self._whole)
+            self._check_type(batch, whole=whole)
         try:
             await (await self._segment()).write(batch)
         except BaseException as error:
@@ -249,7 +254,7 @@ class Receiver:
             else:
                 digest.update(batch)
 
-    def _check_type(self, head: bytearray, *, whole: bool) -> None:
+    def _check_type(self, head: bytes | bytearray | memoryview, *, whole: bool) -> None:
         """Refuse early what is not allowed. Too few bytes say nothing: the job looks again."""
         if whole or len(head) >= HEAD:
             media_type = sniff(bytes(head[:HEAD]), self._upload.content_type)
