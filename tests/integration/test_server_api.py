@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import socket
 from collections.abc import Iterator
 from typing import Any
 
@@ -204,6 +205,20 @@ def test_sequential_calls_keep_their_order(api: Api) -> None:
         api.call("publish", channel="kept:order", data=number)
     kept = api.call("history", channel="kept:order", limit=-1)["publications"]
     assert [publication["data"] for publication in kept] == list(range(40, 50))
+
+
+def test_a_body_that_comes_in_pieces_is_waited_for(api: Api, server: RunningServer) -> None:
+    body = b'{"channel":"kept:pieces","data":1}'
+    with socket.create_connection(("127.0.0.1", server.port)) as connection:
+        connection.sendall(
+            b"POST /api/publish HTTP/1.1\r\nHost: here\r\nConnection: close\r\n"
+            b"X-API-Key: %b\r\nContent-Length: %d\r\n\r\n%b" % (API_KEY.encode(), len(body), body[:10])
+        )
+        api.call("info")  # the first piece is read before this is answered
+        connection.sendall(body[10:])
+        answer = b"".join(iter(lambda: connection.recv(4096), b""))
+    assert answer.startswith(b"HTTP/1.1 200")
+    assert b'"offset":1' in answer
 
 
 def test_the_api_document_shows_every_method_with_examples(server: RunningServer) -> None:

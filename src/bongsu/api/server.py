@@ -21,6 +21,7 @@ from bongsu.node.control_plane import ControlPlane
 from bongsu.node.handlers import Caller, RpcError
 from bongsu.node.permissions import check_data
 from bongsu.node.services import Services
+from bongsu.node.tasks import in_time
 from bongsu.protocol import api
 from bongsu.protocol.api import MalformedRequest, Refused, Result
 from bongsu.protocol.errors import (
@@ -80,8 +81,7 @@ class ServerApi:
         if scope["method"] != "POST":
             return await _answer(send, 405, b"", (b"allow", b"POST"))
         try:
-            async with asyncio.timeout(BODY_TIMEOUT):
-                body = await _read(receive)
+            body = await in_time(BODY_TIMEOUT, _read(receive))
         except TimeoutError:
             return await _answer(send, 408, b"", (b"connection", b"close"))
         if body is None:

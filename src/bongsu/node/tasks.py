@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Coroutine, Generator
 from types import coroutine
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import structlog
 
@@ -29,7 +29,7 @@ def begin(work: Coroutine[Any, Any, None]) -> Coroutine[Any, Any, None] | None:
 
 
 @coroutine
-def _rest(work: Coroutine[Any, Any, None], waits_for: Any) -> Generator[Any, Any, None]:
+def _rest(work: Coroutine[Any, Any, _T], waits_for: Any) -> Generator[Any, Any, _T]:
     while True:
         cancelled: BaseException | None = None
         try:
@@ -38,8 +38,21 @@ def _rest(work: Coroutine[Any, Any, None], waits_for: Any) -> Generator[Any, Any
             cancelled = error
         try:
             waits_for = work.send(None) if cancelled is None else work.throw(cancelled)
-        except StopIteration:
-            return
+        except StopIteration as end:
+            return cast("_T", end.value)
+
+
+async def in_time(seconds: float, work: Coroutine[Any, Any, _T]) -> _T:
+    """What `work` returns. As `asyncio.timeout`, for work that seldom has to wait: only then it has a timer.
+
+    Raises TimeoutError.
+    """
+    try:
+        waits_for = work.send(None)
+    except StopIteration as end:
+        return cast("_T", end.value)
+    async with asyncio.timeout(seconds):
+        return await _rest(work, waits_for)
 
 
 async def within(seconds: float, future: asyncio.Future[_T]) -> _T:

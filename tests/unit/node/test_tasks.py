@@ -6,7 +6,7 @@ import asyncio
 
 import pytest
 
-from bongsu.node.tasks import begin, within
+from bongsu.node.tasks import begin, in_time, within
 
 
 async def test_work_that_waits_for_nothing_is_done_at_once() -> None:
@@ -89,4 +89,20 @@ async def test_within_gives_the_result_or_times_out_and_cancels() -> None:
     never: asyncio.Future[int] = loop.create_future()
     with pytest.raises(TimeoutError):
         await within(0.01, never)
+    assert never.cancelled()
+
+
+async def test_in_time_gives_the_result_at_once_later_or_times_out_and_cancels() -> None:
+    loop = asyncio.get_running_loop()
+    future: asyncio.Future[int] = loop.create_future()
+    never: asyncio.Future[int] = loop.create_future()
+
+    async def result_of(future: asyncio.Future[int]) -> int:
+        return await future
+
+    loop.call_soon(future.set_result, 7)
+    assert await in_time(10, result_of(future)) == 7
+    assert await in_time(0, result_of(future)) == 7
+    with pytest.raises(TimeoutError):
+        await in_time(0.01, result_of(never))
     assert never.cancelled()
