@@ -22,6 +22,7 @@ from sqlalchemy.exc import TimeoutError as PoolTimeout
 from sqlalchemy.ext.asyncio import AsyncSession, create_async_engine
 from sqlalchemy.util import await_only
 
+from bongsu.db import sqlite
 from bongsu.db.outbox import BELL
 
 __all__ = ["Database", "DatabaseUnavailable"]
@@ -53,7 +54,7 @@ class Database:
         self._writing = asyncio.Lock() if self._sqlite else None
         options: dict[str, Any] = {"pool_size": pool_size, "max_overflow": 0, "pool_timeout": 10}
         if self._sqlite:
-            options["connect_args"] = {"timeout": _BUSY_TIMEOUT}
+            options["connect_args"] = {"timeout": _BUSY_TIMEOUT, "async_creator_fn": sqlite.connect}
         else:
             # A ping before each use: a restarted PostgreSQL costs a reconnect and not a failed request.
             options |= {"pool_pre_ping": True, "pool_recycle": 1800}
