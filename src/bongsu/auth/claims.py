@@ -9,6 +9,7 @@ from __future__ import annotations
 import base64
 import binascii
 import re
+from functools import lru_cache
 from typing import Final, NamedTuple, TypeVar
 
 import msgspec
@@ -215,10 +216,8 @@ def parse_token(token: str, user_id_claim: str) -> ParsedToken:
     parts = token.split(".")
     if len(parts) != 3:
         raise InvalidToken("not of the form header.claims.signature")
-    header_json, payload, signature = (_base64url(part) for part in parts)
-    header = _json(header_json, _HEADER, "header's members")
-    if header.crit is not msgspec.UNSET or header.b64 is not msgspec.UNSET:
-        raise InvalidToken("the header asks for an extension that is not supported")
+    header = _header(parts[0])
+    payload, signature = _base64url(parts[1]), _base64url(parts[2])
     claims = _json(payload, _CLAIMS, "claims")
     user = _json(payload, _OBJECT, "claims").get(user_id_claim, msgspec.Raw(b"null"))
     return ParsedToken(
@@ -228,6 +227,14 @@ def parse_token(token: str, user_id_claim: str) -> ParsedToken:
         signed=token.rpartition(".")[0].encode("ascii"),
         signature=signature,
     )
+
+
+@lru_cache(maxsize=16)  # of one issuer's tokens all headers are alike
+def _header(part: str) -> Header:
+    header = _json(_base64url(part), _HEADER, "header's members")
+    if header.crit is not msgspec.UNSET or header.b64 is not msgspec.UNSET:
+        raise InvalidToken("the header asks for an extension that is not supported")
+    return header
 
 
 def _base64url(part: str) -> bytes:
@@ -255,6 +262,8 @@ def _json(data: bytes, decoder: msgspec.json.Decoder[T], what: str) -> T:
 
 
 def _payload(name: str, raw: msgspec.Raw, b64: str | None) -> bytes:
+    if not (raw or b64):
+        return b""
     if b64:
         try:
             return base64.b64decode(b64, validate=True)

@@ -9,7 +9,6 @@ Source: the Centrifuge client protocol, §5.2 "Effective options", §12.3 "Publi
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Final, TypeAlias
 
 import msgspec
@@ -153,8 +152,7 @@ def _is_allowed(
 # ---- what a subscription is
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class SubscriptionOptions:
+class SubscriptionOptions(msgspec.Struct, frozen=True, kw_only=True):
     """What one subscription does, decided once, when it begins.
 
     `presence`: it is listed. `join_leave`: its joins and leaves are published. `push_join_leave`: it is sent

@@ -222,6 +222,8 @@ class Subscriptions:
                 if isinstance(wish, Wish):
                     wish.server_side = True
                     wishes[name] = wish
+        if not wishes:  # as most
+            return {}
         for name in wishes:
             if (refusal := connection.session.reserve(name, server_side=True)) is not None:
                 limit = refusal is errors.ERROR_LIMIT_EXCEEDED

@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import msgspec
 
 from bongsu.protocol.errors import Disconnect
 from bongsu.protocol.messages import (
@@ -21,59 +21,51 @@ from bongsu.protocol.messages import (
 )
 
 
-@dataclass(frozen=True, slots=True)
-class Send:
+class Send(msgspec.Struct, frozen=True):
     """Write this reply."""
 
     reply: Reply
 
 
-@dataclass(frozen=True, slots=True)
-class Ping:
+class Ping(msgspec.Struct, frozen=True):
     """Write the codec's ping."""
 
 
-@dataclass(frozen=True, slots=True)
-class Close:
+class Close(msgspec.Struct, frozen=True):
     """Flush what was written, then close. Nothing follows; the session is over."""
 
     disconnect: Disconnect
 
 
-@dataclass(frozen=True, slots=True)
-class Authenticate:
+class Authenticate(msgspec.Struct, frozen=True):
     """Find out who this is, then call `connected`, `refused`, or `close`."""
 
     id: int
     request: ConnectRequest
 
 
-@dataclass(frozen=True, slots=True)
-class Subscribe:
+class Subscribe(msgspec.Struct, frozen=True):
     """The channel is reserved. Subscribe, reply and call `subscribed`, or with an error `unsubscribed`."""
 
     id: int
     request: SubscribeRequest
 
 
-@dataclass(frozen=True, slots=True)
-class Unsubscribe:
+class Unsubscribe(msgspec.Struct, frozen=True):
     """Leave the channel, after a subscribe of the server's that is in flight; call `unsubscribed`; reply."""
 
     id: int
     channel: str
 
 
-@dataclass(frozen=True, slots=True)
-class RefreshConnection:
+class RefreshConnection(msgspec.Struct, frozen=True):
     """Verify the new connection token, then call `refreshed`, or `close`."""
 
     id: int
     token: str
 
 
-@dataclass(frozen=True, slots=True)
-class RefreshSubscription:
+class RefreshSubscription(msgspec.Struct, frozen=True):
     """Verify the new subscription token, then call `subscription_refreshed`, reply an error, or `close`."""
 
     id: int
@@ -81,8 +73,7 @@ class RefreshSubscription:
     token: str
 
 
-@dataclass(frozen=True, slots=True)
-class Perform:
+class Perform(msgspec.Struct, frozen=True):
     """Do what changes nothing here, and reply (but not to `send`)."""
 
     id: int
@@ -91,8 +82,7 @@ class Perform:
     )
 
 
-@dataclass(frozen=True, slots=True)
-class ExpireSubscription:
+class ExpireSubscription(msgspec.Struct, frozen=True):
     """A client-side subscription ran out: leave the channel, call `unsubscribed`, push unsubscribe 2501."""
 
     channel: str

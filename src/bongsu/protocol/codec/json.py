@@ -225,7 +225,7 @@ def _plain(value: Any) -> Any:
             return Raw(_client_info(value))
         case Struct():
             always = getattr(value, "always_sent", ())
-            members = ((name, getattr(value, name)) for name in value.__struct_fields__)
+            members = zip(value.__struct_fields__, msgspec.structs.astuple(value), strict=True)
             return {name: _plain(member) for name, member in members if member or name in always}
         case bytes():
             return Raw(_embedded(value))
