@@ -425,7 +425,16 @@ NUL = base64.urlsafe_b64encode(rb'["2026-01-01T00:00:00Z","\u0000"]').decode()
 
 async def test_a_page_that_cannot_be_is_refused(serve: Serve, client: httpx.AsyncClient) -> None:
     server = await serve(working=False)
-    for query in ("limit=0", "limit=201", "limit=x", "cursor=garbage", "cursor=WzEsMl0", f"cursor={NUL}"):
+    early = base64.urlsafe_b64encode(b'["0001-01-01T00:00:00+23:59","%s"]' % (b"0" * 32)).decode()
+    for query in (
+        f"cursor={early}",
+        "limit=0",
+        "limit=201",
+        "limit=x",
+        "cursor=garbage",
+        "cursor=WzEsMl0",
+        f"cursor={NUL}",
+    ):
         response = await client.get(f"{server.url}/uploads?{query}")
         assert (query, response.status_code, response.json()["code"]) == (query, 422, "validation")
 

@@ -24,6 +24,7 @@ __all__ = ["ProblemResponse", "install_error_handlers", "problem_of", "problem_r
 log = structlog.stdlib.get_logger(__name__)
 
 _RETRY_AFTER: Final = 2  # seconds; about what a restart of a database or a remount takes at least
+_FULL_FOR: Final = 60  # seconds until there may be room again
 _BY_STATUS: Final = {
     kind.status: kind
     for kind in (
@@ -57,7 +58,9 @@ def problem_of(error: Exception) -> Problem | None:
             return Problem(problems.DATABASE_UNAVAILABLE, "Try again in a moment.", retry_after=_RETRY_AFTER)
         case StoreFull():
             log.error("a request was refused: the storage is full", error=str(error))
-            return Problem(problems.DISK_FULL, "The file was not kept. Tell the operator, or send less.")
+            return Problem(
+                problems.DISK_FULL, "Try again later, or tell the operator.", retry_after=_FULL_FOR
+            )
         case StoreError():
             log.error("a request was refused: the storage does not work", error=str(error))
             return Problem(problems.STORAGE_UNAVAILABLE, "Try again in a moment.", retry_after=_RETRY_AFTER)

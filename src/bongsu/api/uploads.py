@@ -6,7 +6,7 @@ Without `from __future__ import annotations`: FastAPI evaluates annotations, and
 import base64
 import binascii
 from collections.abc import Awaitable, Callable
-from datetime import datetime
+from datetime import UTC, datetime
 from typing import Annotated, Any, Final
 
 import msgspec
@@ -298,6 +298,6 @@ def _decoded(cursor: str) -> Cursor:
         moment, upload_id = msgspec.json.decode(position, type=tuple[datetime, str])
         if moment.tzinfo is None or not is_id(upload_id):
             raise ValueError("not a position in the log")
-    except (ValueError, binascii.Error, msgspec.MsgspecError) as error:
+        return moment.astimezone(UTC), upload_id
+    except (ValueError, OverflowError, binascii.Error, msgspec.MsgspecError) as error:
         raise Problem(problems.VALIDATION, "cursor: use the `next` of a page as it is.") from error
-    return moment, upload_id

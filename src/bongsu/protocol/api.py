@@ -20,7 +20,13 @@ from msgspec import Raw, Struct
 from bongsu.protocol.codec import documents
 from bongsu.protocol.codec.documents import DocumentError
 from bongsu.protocol.codec.json import encode_object
-from bongsu.protocol.errors import API_BAD_REQUEST, API_NOT_FOUND, ApiError, application_disconnect
+from bongsu.protocol.errors import (
+    API_BAD_REQUEST,
+    API_NOT_FOUND,
+    FORCE_DISCONNECT,
+    ApiError,
+    application_disconnect,
+)
 from bongsu.protocol.messages import (
     MAX_UINT64,
     Document,
@@ -129,6 +135,8 @@ class UnsubscribeRequest(Struct):
 
 
 class DisconnectReason(Struct, frozen=True):
+    """Without a `reason` it is that of a forced disconnect: SDKs need one."""
+
     code: UInt32 = 0
     reason: str = ""
 
@@ -401,8 +409,9 @@ def _finish(request: Request) -> None:
         case RPCRequest():
             request.params = _payload(request.params, "")
         case DisconnectRequest(disconnect=DisconnectReason(code=code, reason=reason)):
+            request.disconnect = DisconnectReason(code, reason or FORCE_DISCONNECT.reason)
             try:
-                application_disconnect(code, reason)
+                application_disconnect(code, request.disconnect.reason)
             except ValueError as error:
                 raise Refused(API_BAD_REQUEST, str(error)) from error
         case _:

@@ -14,7 +14,9 @@ _MAX_BYTES: Final = 255  # what common file systems allow: the name may be used 
 _MAX_EXTENSION: Final = 32
 _MEDIA_TYPE: Final = re.compile(r"[a-z0-9!#$&^_.+-]{1,63}/[a-z0-9!#$&^_.+-]{1,63}")
 # Device names of Windows, where a download called `nul.txt` cannot be saved or opened.
-_RESERVED: Final = re.compile(r"(?:con|prn|aux|nul|com[0-9¹²³]|lpt[0-9¹²³])(?:\.|$)", re.IGNORECASE)
+_RESERVED: Final = re.compile(
+    r"(?:con|prn|aux|nul|conin\$|conout\$|com[0-9¹²³]|lpt[0-9¹²³]) *(?:\.|$)", re.IGNORECASE
+)
 _FORBIDDEN: Final = str.maketrans(dict.fromkeys(':*?"<>|', "_"))
 
 
@@ -29,7 +31,8 @@ def clean_filename(name: str) -> str:
     # Zs: the many kinds of space. C: control, format, surrogate, private, unassigned; Zl, Zp: line ends.
     name = "".join(" " if unicodedata.category(c) == "Zs" else c for c in name)
     name = "".join(c for c in name if c == " " or unicodedata.category(c)[0] not in "CZ")
-    name = name.translate(_FORBIDDEN).strip().rstrip(". ")
+    # Once more: what a format character kept apart may go together now.
+    name = unicodedata.normalize("NFC", name).translate(_FORBIDDEN).strip().rstrip(". ")
     if _RESERVED.match(name):
         name = f"_{name}"
     return _shortened(name)

@@ -73,8 +73,9 @@ async def test_an_error_is_a_problem_with_a_stable_code_and_no_secret(
 
 async def test_what_may_be_tried_again_says_when(client: httpx.AsyncClient) -> None:
     assert (await client.get("/fail/problem")).headers["retry-after"] == "7"
+    assert (await client.get("/fail/full")).headers["retry-after"] == "60"
     assert int((await client.get("/fail/database")).headers["retry-after"]) > 0
-    assert "retry-after" not in (await client.get("/fail/full")).headers
+    assert "retry-after" not in (await client.get("/fail/teapot")).headers
 
 
 async def test_a_wrong_method_names_the_right_ones(client: httpx.AsyncClient) -> None:

@@ -67,6 +67,11 @@ from bongsu.protocol.messages import (
             b'{"disconnect":{"code":4500,"reason":"banned"}}',
             api.DisconnectRequest(disconnect=api.DisconnectReason(4500, "banned")),
         ),
+        (
+            "disconnect",
+            b'{"disconnect":{"code":4000}}',
+            api.DisconnectRequest(disconnect=api.DisconnectReason(4000, "force disconnect")),
+        ),
         ("refresh", b'{"user":"42","info":{}}', api.RefreshRequest(user="42", info=b"{}")),
         ("presence", b'{"channel":"c"}', api.PresenceRequest("c")),
         ("presence_stats", b'{"channel":"c"}', api.PresenceStatsRequest("c")),
@@ -116,7 +121,7 @@ def test_a_body_of_another_form_is_malformed(body: bytes) -> None:
         ("publish", b'{"channel":"c","version":18446744073709551616}', "out of range"),
         ("history", b'{"channel":"c","since":{"offset":18446744073709551616}}', "out of range"),
         ("disconnect", b'{"disconnect":{"code":1000,"reason":"x"}}', "3000-4999"),
-        ("disconnect", b'{"disconnect":{"code":4000}}', "1-123 bytes"),
+        ("disconnect", b'{"disconnect":{"code":4000,"reason":"%s"}}' % (b"x" * 124), "1-123 bytes"),
     ],
 )
 def test_a_request_that_cannot_be_meant_is_refused_with_107(method: str, body: bytes, complaint: str) -> None:
