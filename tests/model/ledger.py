@@ -38,8 +38,8 @@ class Ledger:
         self.top = 0
         self.removed = 0
         """Up to this offset the window has forgotten what was in it."""
-        self.cut = False
-        """Whether connections to the broker were lost: questions may have gone with them."""
+        self.fallible = False
+        """Whether the broker is another program, whose connections are lost and which may take too long."""
         self._past: set[str] = set()
         self._places: dict[int, tuple[str, int]] = {}
         self._next = 0

@@ -262,8 +262,8 @@ class Subscriber:
         self._ledger.check_page(page["publications"], page["epoch"], page["offset"])
 
     def _is_temporary(self, error: dict[str, Any]) -> bool:
-        """Whether the broker's connection was lost with the question or its answer."""
-        return self._ledger.cut and error["code"] == 100 and error.get("temporary") is True
+        """Whether it was the broker that could not be asked."""
+        return self._ledger.fallible and error["code"] == 100 and error.get("temporary") is True
 
     # The end
 

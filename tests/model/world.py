@@ -376,11 +376,11 @@ class RedisWorld(World):
             Replica(name, broker, limit=limit) for name, broker in zip("ab", self._brokers, strict=True)
         ]
         super().__init__(replicas, limit=limit, joins=False)
+        self.ledger.fallible = True
         self._admin = Redis.from_url(url)
 
     async def cut(self) -> None:
         """All command connections are lost, with what is on its way through them."""
-        self.ledger.cut = True
         await self._admin.client_kill_filter(_type="normal", skipme=True)
 
     async def expire(self) -> None:
