@@ -10,6 +10,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 from sqlalchemy import func, select, update
@@ -511,18 +512,88 @@ async def test_the_same_key_of_the_same_owner_is_the_same_upload(cluster: Cluste
     others = {await created(idempotency_key="l"), await created(idempotency_key="k", owner="bob")}
     assert len(others - {first}) == 2
     await cluster.send(cluster.a, first, 0, b"12345")
-    async with (
-        refused_again(first),
-        cluster.b.intake.receive(filename="f", content_type="a/b", owner="ann", idempotency_key="k"),
-    ):
-        pass
+    assert await created(idempotency_key="k") == first
+    whole: dict[str, Any] = {"filename": "f", "content_type": "a/b", "owner": "ann", "idempotency_key": "w"}
+    async with cluster.a.intake.receive(**whole) as sink:
+        await sink.write(b"once")
+        second = (await sink.finish()).id
+    for length in (None, 4):
+        with pytest.raises(AlreadyReceived) as caught:
+            async with cluster.b.intake.receive(**whole, length=length):
+                pass
+        assert caught.value.record.id == second
 
 
-@asynccontextmanager
-async def refused_again(upload_id: str) -> AsyncIterator[None]:
-    with pytest.raises(AlreadyReceived) as caught:
-        yield
-    assert caught.value.record.id == upload_id
+async def test_a_key_is_not_taken_for_another_upload(cluster: Cluster) -> None:
+    """It was answered with the first one, and who sent the second threw away the only copy of a file."""
+    tus: dict[str, Any] = {"filename": "f", "owner": "ann", "length": 5, "idempotency_key": "tus"}
+    whole: dict[str, Any] = {
+        "filename": "f",
+        "content_type": "a/b",
+        "owner": "ann",
+        "length": 4,
+        "idempotency_key": "whole",
+    }
+
+    async def others_are_refused() -> None:
+        for given in (
+            tus | {"length": 6},
+            tus | {"filename": "g"},
+            tus | {"partial": True},
+            tus | {"length": 4, "idempotency_key": "whole"},
+        ):
+            async with refused(problems.IDEMPOTENCY_KEY_REUSED):
+                await create(cluster.b, **given)
+        for given in (
+            whole | {"length": 5},
+            whole | {"length": None, "filename": "g"},
+            whole | {"length": 5, "idempotency_key": "tus"},
+        ):
+            async with refused(problems.IDEMPOTENCY_KEY_REUSED), cluster.b.intake.receive(**given):
+                pass
+
+    first = await create(cluster.a, **tus)
+    async with cluster.a.intake.receive(**whole) as sink:
+        await sink.write(b"1234")
+        await others_are_refused()  # nor do they replace what is on its way
+        second = await sink.finish()
+    await cluster.send(cluster.a, first.id, 0, b"12345")
+    await others_are_refused()
+    assert (await cluster.content(first.id), await cluster.content(second.id)) == (b"12345", b"1234")
+    assert await cluster.count(Upload) == 2
+
+
+async def test_a_key_of_an_upload_without_a_length_is_not_taken_for_one_that_has_one(
+    cluster: Cluster,
+) -> None:
+    """Its client would send all the bytes, and nobody would know that they are all."""
+    first = await create(cluster.a, idempotency_key="k")
+    async with refused(problems.IDEMPOTENCY_KEY_REUSED):
+        await create(cluster.b, length=5, idempotency_key="k")
+    async with cluster.a.append(first.id, offset=0, principal=ANN, length=5) as sink:
+        await sink.write(b"12")
+    assert (await create(cluster.b, idempotency_key="k")).size == 2
+
+
+async def test_a_key_is_not_taken_for_another_concatenation(cluster: Cluster) -> None:
+    parts = []
+    for content in (b"a", b"b"):
+        part = (await create(cluster.a, length=1, partial=True)).id
+        await cluster.send(cluster.a, part, 0, content)
+        parts.append(part)
+    whole: dict[str, Any] = {
+        "filename": "f",
+        "content_type": "a/b",
+        "owner": "ann",
+        "idempotency_key": "k",
+    }
+    made = await cluster.a.create_final(parts[:1], **whole)
+    assert (await cluster.b.create_final(parts[:1], **whole)).id == made.id
+    async with refused(problems.IDEMPOTENCY_KEY_REUSED):
+        await cluster.b.create_final(parts[1:], **whole)
+    async with refused(problems.IDEMPOTENCY_KEY_REUSED):
+        await create(cluster.b, length=1, idempotency_key="k")
+    assert (await cluster.b.create_final(parts[1:], **whole | {"idempotency_key": "l"})).size == 1
 
 
 async def test_a_request_sent_again_replaces_the_one_that_never_arrived(cluster: Cluster) -> None:

@@ -356,6 +356,34 @@ async def test_a_request_that_is_sent_again_with_its_key_is_answered_as_the_firs
     assert await rows(first) == 3
 
 
+async def test_a_key_that_comes_with_another_file_is_refused_before_that_is_read(
+    serve: Serve, client: httpx.AsyncClient
+) -> None:
+    """It was answered 202 with the other upload, which may have had no byte; the file was thrown away."""
+    server = await serve()
+    key = {"idempotency-key": "k"}
+    tus = {"tus-resumable": "1.0.0", "upload-length": "4"}
+
+    async def create(key: dict[str, str]) -> httpx.Response:
+        return await client.post(f"{server.url}/files/", headers=tus | key)
+
+    async def put(name: str, content: bytes, key: dict[str, str]) -> httpx.Response:
+        return await client.put(f"{server.url}/uploads?filename={name}", content=content, headers=key)
+
+    def refused(response: httpx.Response) -> bool:
+        return (response.status_code, response.json().get("code")) == (422, "idempotency_key_reused")
+
+    assert (await create(key)).status_code == 201
+    assert refused(await put("upload", b"once", key))
+    assert refused(await client.post(f"{server.url}/uploads", **form(bytes(3 * MIB)), headers=key))
+    other = {"idempotency-key": "l"}
+    assert (await put("a", b"once", other)).status_code == 202
+    for response in (await create(other), await put("b", b"once", other), await put("a", b"twice", other)):
+        assert refused(response)
+    assert refused(await client.post(f"{server.url}/uploads", **form(bytes(3 * MIB)), headers=other))
+    assert await rows(server) == 2
+
+
 async def test_who_is_over_the_quota_is_told_before_the_file_is_read(
     serve: Serve, client: httpx.AsyncClient
 ) -> None:

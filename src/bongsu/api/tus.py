@@ -94,7 +94,13 @@ _NOTED: Final = {"parameters": [_VERSION]}
 _ALWAYS: Final = (problems.TUS_VERSION_UNSUPPORTED, problems.DATABASE_UNAVAILABLE)
 _STORING: Final = (problems.STORAGE_UNAVAILABLE, problems.DISK_FULL)
 _FOUND: Final = (problems.FORBIDDEN, problems.NOT_FOUND, problems.EXPIRED)
-_CREATING: Final = (*_ALWAYS, problems.TUS_HEADER_INVALID, problems.UPLOAD_TOO_LARGE, *_STORING)
+_CREATING: Final = (
+    *_ALWAYS,
+    problems.TUS_HEADER_INVALID,
+    problems.UPLOAD_TOO_LARGE,
+    problems.IDEMPOTENCY_KEY_REUSED,
+    *_STORING,
+)
 _APPENDING: Final = (
     *_ALWAYS,
     *_FOUND,

@@ -99,6 +99,7 @@ _REFUSED: Final = problem_responses(
     problems.QUOTA_EXCEEDED,
     problems.REQUEST_TIMEOUT,
     problems.UNSUPPORTED_MEDIA_TYPE,
+    problems.IDEMPOTENCY_KEY_REUSED,
     problems.DATABASE_UNAVAILABLE,
     problems.STORAGE_UNAVAILABLE,
     problems.DISK_FULL,

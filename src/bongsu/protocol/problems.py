@@ -33,6 +33,9 @@ METHOD_NOT_ALLOWED: Final = ProblemKind("method_not_allowed", 405, "This method 
 UNKNOWN_CHANNEL: Final = ProblemKind("unknown_channel", 404, "The channel's namespace is not configured")
 BAD_CHANNEL: Final = ProblemKind("bad_channel", 400, "The channel name is not valid")
 VALIDATION: Final = ProblemKind("validation", 422, "A parameter is missing or not valid")
+IDEMPOTENCY_KEY_REUSED: Final = ProblemKind(
+    "idempotency_key_reused", 422, "This Idempotency-Key was used for another request"
+)
 FILE_FIELD_MISSING: Final = ProblemKind("file_field_missing", 400, "The form has no file field named “file”")
 FILE_NAME_MISSING: Final = ProblemKind("file_name_missing", 400, "The file has no name")
 TUS_HEADER_INVALID: Final = ProblemKind("tus_header_invalid", 400, "A tus header is missing or not valid")

@@ -20,13 +20,13 @@ from bongsu.uploads.record import UploadRecord
 from bongsu.uploads.removal import Removal
 from bongsu.uploads.stores.base import HasRoom, Store
 
-__all__ = ["AlreadyReceived", "Drafts", "digest_of"]
+__all__ = ["AlreadyReceived", "Drafts", "digest_of", "key_reused"]
 
 _FULL_FOR: Final = 60  # seconds until a client may look whether there is room again
 
 
 class AlreadyReceived(Exception):
-    """This idempotency key was used for an upload that has arrived: the answer is its record."""
+    """This is the request of an upload that is here, sent again: the answer is its record."""
 
     def __init__(self, record: UploadRecord) -> None:
         super().__init__(record.id)
@@ -43,9 +43,12 @@ class Drafts:
         self._removal = removal
 
     async def admit(self, draft: rows.Draft) -> Upload:
-        """A new row. Raises `AlreadyReceived` for a key that was used, unless that upload never arrived;
-        `DatabaseUnavailable`, `Problem`: `UPLOAD_TOO_LARGE`, `QUOTA_EXCEEDED`, `DISK_FULL`.
+        """A new row. Raises `AlreadyReceived` for a request that was sent before, unless its upload never
+        arrived; `DatabaseUnavailable`, `Problem`: `IDEMPOTENCY_KEY_REUSED`, `UPLOAD_TOO_LARGE`,
+        `QUOTA_EXCEEDED`, `DISK_FULL`.
         """
+        if draft.idempotency is not None:
+            await self._find_key(draft, draft.idempotency)
         for length in (draft.length, draft.reserved):
             if length is not None and length > self._options.max_size:
                 raise too_large(self._options.max_size)
@@ -59,18 +62,15 @@ class Drafts:
             except IntegrityError:
                 if draft.idempotency is None:
                     raise
-                await self._find_key(draft.idempotency)
+                await self._find_key(draft, draft.idempotency)
 
-    async def check_key(self, owner: str | None, idempotency_key: str | None) -> None:
-        """Before anything is read. Raises `AlreadyReceived`."""
-        if (digest := digest_of(owner, idempotency_key)) is not None:
-            await self._find_key(digest)
-
-    async def _find_key(self, digest: str) -> None:
+    async def _find_key(self, draft: rows.Draft, digest: str) -> None:
         async with self._database.session() as session:
             upload = await rows.find(session, digest)
         if upload is None:
             return
+        if not _is_of(upload, draft):
+            raise key_reused()
         if upload.state == "receiving" and not upload.resumable:
             # Its client has given that request up, or would not send another; we may notice only in minutes.
             await self._removal.remove(rows.is_receiving(upload))
@@ -82,6 +82,28 @@ class Drafts:
         free = None if self._room is None else await self._room.free()
         if free is not None and free - size < self._options.min_free:
             raise Problem(problems.DISK_FULL, "Try again later, or tell the operator.", retry_after=_FULL_FOR)
+
+
+def key_reused() -> Problem:
+    """The problem of a key that came with two different requests."""
+    return Problem(
+        problems.IDEMPOTENCY_KEY_REUSED,
+        "An upload of another kind, name or length has it. Send this one with a key of its own.",
+    )
+
+
+def _is_of(upload: Upload, draft: rows.Draft) -> bool:
+    """Whether the request of this draft may be the one that made the upload.
+
+    A draft without a length says nothing of it: the upload's may have become known since.
+    """
+    return (
+        upload.resumable == draft.resumable
+        and upload.partial == draft.partial
+        and upload.parts is None
+        and upload.filename == draft.filename
+        and draft.length in (None, upload.length)
+    )
 
 
 def digest_of(owner: str | None, idempotency_key: str | None) -> str | None:

@@ -88,7 +88,6 @@ class Intake:
         `UploadForm` raise, and what `body` raises; then nothing is left.
         """
         form = UploadForm(content_type)
-        await self._drafts.check_key(owner, idempotency_key)
         sink: Sink | None = None
         async with AsyncExitStack() as stack:
             async for chunk in body:
@@ -122,7 +121,6 @@ class Intake:
         idempotency_key: str | None = None,
     ) -> UploadRecord:
         """Receive the file whose bytes `body` yields. Returns and raises as `receive_form` does."""
-        await self._drafts.check_key(owner, idempotency_key)
         async with self.receive(
             filename=filename,
             content_type=content_type,

@@ -19,7 +19,7 @@ from bongsu.protocol import problems
 from bongsu.protocol.messages import Principal
 from bongsu.protocol.problems import Problem
 from bongsu.uploads import rows
-from bongsu.uploads.drafts import AlreadyReceived, Drafts, digest_of
+from bongsu.uploads.drafts import AlreadyReceived, Drafts, digest_of, key_reused
 from bongsu.uploads.events import tell_changed
 from bongsu.uploads.hooks import Hooks
 from bongsu.uploads.intake import Intake
@@ -123,8 +123,8 @@ class UploadService:
     ) -> UploadRecord:
         """A new upload that `append` fills; an empty one is complete at once. None for `length`: said later.
 
-        With the key of an earlier one, that one. Raises `DatabaseUnavailable`, `StoreError`, `Problem`:
-        `UPLOAD_TOO_LARGE`, `QUOTA_EXCEEDED`, `DISK_FULL`.
+        Asked again with the key of an earlier one, that one. Raises `DatabaseUnavailable`, `StoreError`,
+        `Problem`: `IDEMPOTENCY_KEY_REUSED`, `UPLOAD_TOO_LARGE`, `QUOTA_EXCEEDED`, `DISK_FULL`.
         """
         draft = rows.Draft(
             filename,
@@ -188,12 +188,14 @@ class UploadService:
                     raise too_large(self.options.max_size)
                 await self._jobs.add(session, upload_id=upload.id, kind=FINISH)
                 await tell_changed(session, upload)
-        except (Problem, IntegrityError):
+        except (Problem, IntegrityError) as error:
             # The answer to the first request may have been lost on its way.
             made = await self._made_of(parts, owner)
-            if made is None:
-                raise
-            return made
+            if made is not None:
+                return made
+            if isinstance(error, IntegrityError) and draft.idempotency is not None:
+                raise key_reused() from error
+            raise
         return UploadRecord.of(upload, None)
 
     @asynccontextmanager
