@@ -247,6 +247,15 @@ async def test_what_was_renounced_is_swept_once_and_says_whether_it_was_announce
     assert await world.b.presence_stats("news") == PresenceStatsResult(0, 0)
 
 
+async def test_a_leave_that_a_sweep_reports_says_what_was_said_last(world: World) -> None:
+    await world.a.enter("news", info("one", "anna"), announced=True)
+    changed = ClientInfo("anna", "one", b"2", b"3")
+    await world.a.enter("news", changed, announced=True)
+    world.a.renounce()
+    await world.renew()
+    assert await swept(world.b) == [Departed("news", changed, True)]
+
+
 async def test_who_was_written_again_by_the_next_incarnation_is_not_swept(world: World) -> None:
     await world.a.enter("news", info("back"), announced=True)
     await world.a.enter("news", info("gone"), announced=True)

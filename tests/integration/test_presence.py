@@ -5,15 +5,18 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
+import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 from typing import Any
 
 import httpx
 import pytest
-from tests.integration.test_client_protocol import Client, publish
+from tests.integration.test_client_protocol import Client, call, publish
 from tests.servers import API_KEY, RedisServer, RunningServer
 from websockets.asyncio.client import connect
+
+from bongsu.auth import sign_connection_token, sign_subscription_token
 
 DEADLINE = 60.0
 
@@ -151,3 +154,75 @@ async def test_after_an_empty_restart_of_redis_everybody_is_present_again_and_no
         # Told at most once: the one's leave may go out before the other hears Redis again.
         assert set(await told(watcher, "leave", 0, one)) <= {leaver.id}
         assert await told(watcher, "join", 0, one) == []
+
+
+SECRET = "a secret of at least thirty-two bytes"
+
+
+def connection_token(number: int) -> str:
+    return sign_connection_token(SECRET, user="anna", now=time.time(), ttl=600, info=number)
+
+
+def room_token(number: int) -> str:
+    return sign_subscription_token(SECRET, user="anna", channel="room", now=time.time(), ttl=600, info=number)
+
+
+async def until_info(server: RunningServer, channel: str, client: str, info: dict[str, Any]) -> None:
+    """`client` is present in `channel` with `info`, all of it."""
+    expected = {"user": "anna", "client": client, **info}
+    async with asyncio.timeout(DEADLINE):
+        while (await api(server, "presence", channel))["result"]["presence"].get(client) != expected:  # noqa: ASYNC110  # as above
+            await asyncio.sleep(0.05)
+
+
+@pytest.mark.parametrize("over", ["memory", "redis"])
+async def test_who_is_refreshed_with_another_info_is_present_and_leaves_with_it(
+    over: str, bongsu_server: Start, request: pytest.FixtureRequest
+) -> None:
+    """Found by reading: entries and leaves kept what the first tokens said, and publications did not.
+
+    Setup: a member of two channels, of one by a token; a watcher, on another replica where there is one.
+    Do: a refresh, a sub_refresh and a refresh by the backend, each with another info; then leave.
+    Expect: after each the entries say it, where it applies; nobody joins or leaves, until the leaves say it.
+    """
+    env = {**ENV, "BONGSU_TOKEN__HMAC_SECRET": SECRET}
+    if over == "redis":
+        env["BONGSU_BROKER_URL"] = request.getfixturevalue("redis_server").url
+    one = bongsu_server(**env)
+    two = bongsu_server(**env) if over == "redis" else one
+    async with AsyncExitStack() as stack:
+        watcher, member = [
+            Client(await stack.enter_async_context(connect(f"{server.ws_url}/connection/websocket")))
+            for server in (one, two)
+        ]
+        await watcher.call("connect", token=connection_token(0))
+        for channel in ("room", "hall"):
+            await watcher.call("subscribe", channel=channel)
+        member.id = (await member.call("connect", token=connection_token(1)))["client"]
+        await member.call("subscribe", channel="room", token=room_token(1))
+        await member.call("subscribe", channel="hall")
+        await until_info(one, "room", member.id, {"conn_info": 1, "chan_info": 1})
+        await until_info(one, "hall", member.id, {"conn_info": 1})
+
+        assert (await member.call("refresh", token=connection_token(2)))["expires"]
+        await until_info(one, "room", member.id, {"conn_info": 2, "chan_info": 1})
+        await until_info(one, "hall", member.id, {"conn_info": 2})
+
+        assert (await member.call("sub_refresh", channel="room", token=room_token(2)))["expires"]
+        await until_info(one, "room", member.id, {"conn_info": 2, "chan_info": 2})
+
+        ends = int(time.time()) + 600
+        await asyncio.to_thread(call, one, "refresh", user="anna", client=member.id, expire_at=ends, info=3)
+        await until_info(one, "room", member.id, {"conn_info": 3, "chan_info": 2})
+        await until_info(one, "hall", member.id, {"conn_info": 3})
+
+        for channel in ("room", "hall"):
+            await member.call("unsubscribe", channel=channel)
+        leaves = [await watcher.until(lambda push: "leave" in push) for _ in range(2)]
+        anna = {"user": "anna", "client": member.id}
+        assert {push["channel"]: push["leave"]["info"] for push in leaves} == {
+            "room": {**anna, "conn_info": 3, "chan_info": 2},
+            "hall": {**anna, "conn_info": 3},
+        }
+        joins = [push["join"]["info"] for push in watcher.pushes if "join" in push]
+        assert [info["client"] for info in joins].count(member.id) == 2, "one for each channel"

@@ -211,7 +211,7 @@ class Connection:
             self.close(errors.CONNECTION_EXPIRED)
             return
         if info:
-            self.conn_info = info
+            self._be_seen_as(info)
         self.session.expire_at(_monotonic(expire_at) if expire_at else None)
         self._set_timer()
         self.push("", Refresh(expires=bool(expire_at), ttl=_ttl(expire_at)))
@@ -378,11 +378,15 @@ class Connection:
         if set(token.subs) != self.subscriptions.of_token:
             # The set of channels changed: it connects again, and gets the new one.
             return self.close(errors.INSUFFICIENT_STATE)
-        self.conn_info = token.info
+        self._be_seen_as(token.info)
         expire_at = token.expire_at
         result = RefreshResult(expires=expire_at is not None, ttl=_ttl(expire_at or 0))
         at = None if expire_at is None else _monotonic(expire_at)
         self._send(self.session.refreshed(id, result, expires_at=at))
+
+    def _be_seen_as(self, info: bytes) -> None:
+        self.conn_info = info
+        self.subscriptions.show_all()
 
     def _send(self, actions: list[Action]) -> None:
         for action in actions:

@@ -332,14 +332,7 @@ class Subscriptions:
             if connection.is_over():  # it has left everything already: what it joined now would stay for ever
                 raise Ended(errors.CONNECTION_CLOSED)
             node.hub.join(channel, connection.client, variant)
-            if options.presence or options.join_leave:
-                node.roster.want(
-                    name,
-                    connection.id,
-                    self.info(name),
-                    stored=options.presence,
-                    announced=options.join_leave,
-                )
+            self._show(subscription)
             if options.presence:
                 # Who subscribes and asks who is here must find himself.
                 await within(READY_TIMEOUT, asyncio.ensure_future(node.roster.settle()))
@@ -364,6 +357,18 @@ class Subscriptions:
             self.leave(name)
             raise Ended(errors.INSUFFICIENT_STATE)
         return subscription
+
+    def _show(self, subscription: Subscription) -> None:
+        """Who this is in the channel: others find it in its presence, and in its leave."""
+        options, name = subscription.wish.options, subscription.name
+        if options.presence or options.join_leave:
+            self._services.node.roster.want(
+                name,
+                self._connection.id,
+                self.info(name),
+                stored=options.presence,
+                announced=options.join_leave,
+            )
 
     def go_live(self, subscription: Subscription) -> None:
         """The answer is emitted: what came meanwhile follows it, then what comes, then the own join."""
@@ -465,6 +470,11 @@ class Subscriptions:
 
     # Refresh
 
+    def show_all(self) -> None:
+        """The connection's own info has changed."""
+        for subscription in self._by_name.values():
+            self._show(subscription)
+
     async def refresh(self, id: int, channel: str, text: str) -> None:
         """Answer a sub_refresh command. Raises `Ended`."""
         connection = self._connection
@@ -488,6 +498,7 @@ class Subscriptions:
             return
         if (subscription := self._by_name.get(channel)) is not None:
             subscription.wish.chan_info = verified.info
+            self._show(subscription)
         left = None if expire_at is None else expire_at - time.time()
         result = SubRefreshResult(expires=left is not None, ttl=0 if left is None else max(1, round(left)))
         ends_at = None if left is None else asyncio.get_running_loop().time() + left

@@ -144,8 +144,11 @@ async def test_changed_infos_replace_the_entry_and_are_no_second_join(world: Wor
     world.roster.want("news", "one", info("one", b"2"), announced=True)
     await world.settled()
     assert await world.broker.presence("news") == {"one": info("one", b"2")}
-    world.roster.drop("news", "one")
+    world.roster.want("news", "one", info("one", b"3"), announced=True)
+    world.roster.drop("news", "one")  # before the broker was told of the third
     await world.until_told(("Join", "one"), ("Leave", "one"))
+    left = envelope.decode(world.heard.events[-1][1])
+    assert left == Leave(info("one", b"3"))
 
 
 async def test_one_who_comes_back_before_the_leave_was_told_leaves_and_joins(world: World) -> None:
