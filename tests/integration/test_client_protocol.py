@@ -301,6 +301,32 @@ async def test_a_client_that_breaks_the_protocol_is_closed_with_its_code(
         assert closed.value.rcvd.reason
 
 
+DELTAS: dict[str, Any] = {"recover": True, "delta": "fossil"}
+ASKING: dict[str, tuple[str, dict[str, Any]]] = {
+    "subscribe": ("subscribe", {"channel": "bin", **DELTAS}),
+    "subscribe without delta": ("subscribe", {"channel": "bin", "recover": True}),
+    "connect": ("connect", {"subs": {"bin": DELTAS}}),
+}
+
+
+@pytest.mark.parametrize("asked", ASKING)
+async def test_a_client_of_json_that_asks_for_bytes_is_told_that_it_is_the_wrong_protocol(
+    bongsu_server: Start, asked: str
+) -> None:
+    """Recovered as deltas they were 3004, a temporary end: the client came back for them for ever."""
+    server = bongsu_server(**ENV)
+    await asyncio.to_thread(call, server, "publish", channel="bin", b64data="//4=")
+    method, request = ASKING[asked]
+    async with connect(f"{server.ws_url}/connection/websocket") as socket:
+        client = Client(socket)
+        if method != "connect":
+            await client.call("connect")
+        with pytest.raises(ConnectionClosed) as closed:
+            await client.call(method, **request)
+    assert closed.value.rcvd is not None
+    assert (closed.value.rcvd.code, closed.value.rcvd.reason) == (3506, "inappropriate protocol")
+
+
 async def test_a_token_that_names_an_unknown_namespace_is_an_error_reply(bongsu_server: Start) -> None:
     secret = "a secret of at least thirty-two bytes"
     server = bongsu_server(**ENV, BONGSU_TOKEN__HMAC_SECRET=secret)

@@ -257,7 +257,7 @@ class Connection:
     async def _guarded(self, work: Work) -> None:
         try:
             await work
-        except Ended as ended:
+        except (Ended, ProtocolError) as ended:
             self.close(ended.disconnect)
         except Exception:  # a bug, which must not leave the client waiting for ever
             log.exception("a command failed", client=self.id)
