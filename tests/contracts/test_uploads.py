@@ -494,6 +494,39 @@ async def test_an_upload_of_unknown_length_stops_at_the_quota(start: Start) -> N
     assert (await cluster.usage())["total"] == (0, 0)
 
 
+@pytest.mark.parametrize("quota", ["user_quota", "total_quota"])
+async def test_of_two_of_unknown_length_that_end_at_once_only_one_fits_into_the_quota(
+    start: Start, quota: str
+) -> None:
+    """
+    The bytes since the last commit were added to what is used, and never compared with the quota: any number
+    of uploads below 8 MiB went through.
+
+    Setup: on each of two replicas a request of unknown length that has brought 3 MiB; the quota is 4.
+    Do: end both at once.
+    Expect: one is received; of the other nothing is left, nor counted; what still fits is taken.
+    """
+    cluster = await start(OPTIONS.model_copy(update={quota: 4 * MIB}))
+    all_here = asyncio.Barrier(2)
+
+    async def send(service: UploadService) -> UploadRecord:
+        async with service.intake.receive(filename="f", content_type="a/b", owner="ann") as sink:
+            await sink.write(bytes(3 * MIB))
+            await all_here.wait()
+            return await sink.finish()
+
+    outcomes = await asyncio.gather(send(cluster.a), send(cluster.b), return_exceptions=True)
+    (record,) = (outcome for outcome in outcomes if isinstance(outcome, UploadRecord))
+    (error,) = (outcome for outcome in outcomes if isinstance(outcome, Problem))
+    assert (error.kind, error.extra) == (problems.QUOTA_EXCEEDED, {"limit": 4 * MIB})
+    assert cluster.files() == [segment_key(record.id, 1)]
+    assert await cluster.count(Upload) == await cluster.count(Job) == 1
+    assert await cluster.usage() == {"user:ann": (3 * MIB, 1), "total": (3 * MIB, 1)}
+    async with cluster.a.intake.receive(filename="f", content_type="a/b", owner="ann") as sink:
+        await sink.write(bytes(MIB))
+        assert (await sink.finish()).state == "received"
+
+
 async def test_below_the_watermark_nothing_is_accepted(start: Start) -> None:
     cluster = await start(OPTIONS.model_copy(update={"min_free": 2**62}))
     with pytest.raises(Problem) as caught:

@@ -398,6 +398,29 @@ async def test_who_is_over_the_quota_is_told_before_the_file_is_read(
     assert (await client.post(f"{server.url}/uploads", **form(bytes(6000)))).status_code == 202
 
 
+async def test_bodies_of_unknown_length_are_kept_only_as_far_as_the_quota_goes(
+    serve: Serve, client: httpx.AsyncClient
+) -> None:
+    """Bodies in chunks that had all begun before the first ended were all kept, at up to 8 MiB each."""
+    server = await serve(options=UploadOptions(user_quota=2 * MIB))
+    all_here = asyncio.Barrier(8)
+
+    async def body() -> AsyncIterator[bytes]:
+        yield b"x"
+        await all_here.wait()
+        yield bytes(MIB - 1)
+
+    answers = await asyncio.gather(
+        *(client.put(f"{server.url}/uploads?filename=a", content=body()) for _ in range(8))
+    )
+    kept = [answer.json()["id"] for answer in answers if answer.status_code == 202]
+    refused = {(answer.status_code, answer.json()["code"]) for answer in answers if answer.status_code != 202}
+    assert (len(kept), refused) == (2, {(413, "quota_exceeded")})
+    for upload_id in kept:
+        assert (await server.stored(upload_id))["size"] == MIB
+    assert await rows(server) == 2
+
+
 async def test_below_the_watermark_uploads_wait(serve: Serve, client: httpx.AsyncClient) -> None:
     server = await serve(options=UploadOptions(min_free=2**62))
     for sending in (

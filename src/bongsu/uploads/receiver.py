@@ -312,6 +312,7 @@ class Receiver:
                     segment=self._written,
                     sha256=self._digest.hexdigest() if self._digest else None,
                     lifetime=self._lifetime,
+                    limits=self._means.options,
                 )
                 if upload is not None and not upload.partial:
                     await self._means.jobs.add(session, upload_id=upload.id, kind=FINISH)

@@ -168,9 +168,16 @@ async def progress(
 
 
 async def receive(
-    session: AsyncSession, upload: Upload, *, size: int, segment: int, sha256: str | None, lifetime: float
+    session: AsyncSession,
+    upload: Upload,
+    *,
+    size: int,
+    segment: int,
+    sha256: str | None,
+    lifetime: float,
+    limits: UploadOptions,
 ) -> Upload | None:
-    """receiving → received. None: as in `progress`. A part of a concatenation may still expire.
+    """receiving → received. None, and raises: as `progress`. A part of a concatenation may still expire.
 
     `segment` is noted even when it is empty: it is the last, and its writer, we, writes no more to it.
     """
@@ -191,7 +198,8 @@ async def receive(
         return None
     await _note_segment(session, upload, segment)
     if size != upload.reserved:
-        await charge(session, upload.owner, size=size - upload.reserved)
+        outgrown = limits if size > upload.reserved else None
+        await charge(session, upload.owner, size=size - upload.reserved, limits=outgrown)
     return received
 
 
