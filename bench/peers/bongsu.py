@@ -39,6 +39,11 @@ def start(site: Site, core: int = SERVER_CORE) -> Server:
     return site.serve("bongsu", argv, port, env=env, cwd=home, ready="/readyz", core=core)
 
 
+def publishing_with(key: str) -> tuple[str, str, str]:
+    """Path, header and body of a request of the server API, which Centrifugo has too."""
+    return "/api/publish", f"X-API-Key: {key}", '{"channel":"bench:published","data":"' + "x" * 126 + '"}'
+
+
 BONGSU_PLAIN = Peer(
     name="bongsu-ws",
     title="Bongsu, `/ws`",
@@ -57,11 +62,7 @@ BONGSU_CLIENT = Peer(
     start=start,
     redis=True,
     carries_channels=True,
-    publish_request=(
-        "/api/publish",
-        f"X-API-Key: {API_KEY}",
-        '{"channel":"bench:published","data":"' + "x" * 126 + '"}',
-    ),
+    publish_request=publishing_with(API_KEY),
 )
 
 BONGSU_UPLOADS = Peer(name="bongsu-uploads", title="Bongsu", start=start, takes=bongsu_ways())

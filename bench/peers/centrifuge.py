@@ -10,7 +10,7 @@ from pathlib import Path
 from deploy.child import free_port
 
 from bench.build import HERE, run
-from bench.peers.bongsu import HMAC_SECRET
+from bench.peers.bongsu import HMAC_SECRET, publishing_with
 from bench.peers.peer import Peer
 from bench.site import SERVER_CORE, Server, Site
 
@@ -41,9 +41,5 @@ CENTRIFUGE = Peer(
     prepare=prepare,
     redis=True,
     carries_channels=True,
-    publish_request=(
-        "/api/publish",
-        f"X-API-Key: {HMAC_SECRET}",
-        '{"channel":"bench:published","data":"' + "x" * 126 + '"}',
-    ),
+    publish_request=publishing_with(HMAC_SECRET),
 )

@@ -9,7 +9,7 @@ from pathlib import Path
 from deploy.child import free_port
 
 from bench.build import run
-from bench.peers.bongsu import API_KEY, HMAC_SECRET
+from bench.peers.bongsu import API_KEY, HMAC_SECRET, publishing_with
 from bench.peers.peer import Peer
 from bench.site import SERVER_CORE, Server, Site
 
@@ -70,9 +70,5 @@ CENTRIFUGO = Peer(
     prepare=prepare,
     redis=True,
     carries_channels=True,
-    publish_request=(
-        "/api/publish",
-        f"X-API-Key: {API_KEY}",
-        '{"channel":"bench:published","data":"' + "x" * 126 + '"}',
-    ),
+    publish_request=publishing_with(API_KEY),
 )

@@ -17,6 +17,7 @@ from starlette.responses import Response
 from bongsu.db.session import DatabaseUnavailable
 from bongsu.protocol import problems
 from bongsu.protocol.problems import MEDIA_TYPE, Problem, ProblemKind
+from bongsu.uploads.drafts import FULL_FOR
 from bongsu.uploads.stores import StoreError, StoreFull
 
 __all__ = ["ProblemResponse", "install_error_handlers", "problem_of", "problem_responses"]
@@ -24,7 +25,6 @@ __all__ = ["ProblemResponse", "install_error_handlers", "problem_of", "problem_r
 log = structlog.stdlib.get_logger(__name__)
 
 _RETRY_AFTER: Final = 2  # seconds; about what a restart of a database or a remount takes at least
-_FULL_FOR: Final = 60  # seconds until there may be room again
 _BY_STATUS: Final = {
     kind.status: kind
     for kind in (
@@ -58,9 +58,7 @@ def problem_of(error: Exception) -> Problem | None:
             return Problem(problems.DATABASE_UNAVAILABLE, "Try again in a moment.", retry_after=_RETRY_AFTER)
         case StoreFull():
             log.error("a request was refused: the storage is full", error=str(error))
-            return Problem(
-                problems.DISK_FULL, "Try again later, or tell the operator.", retry_after=_FULL_FOR
-            )
+            return Problem(problems.DISK_FULL, "Try again later, or tell the operator.", retry_after=FULL_FOR)
         case StoreError():
             log.error("a request was refused: the storage does not work", error=str(error))
             return Problem(problems.STORAGE_UNAVAILABLE, "Try again in a moment.", retry_after=_RETRY_AFTER)

@@ -20,9 +20,10 @@ from bongsu.uploads.record import UploadRecord
 from bongsu.uploads.removal import Removal
 from bongsu.uploads.stores.base import HasRoom, Store
 
-__all__ = ["AlreadyReceived", "Drafts", "digest_of", "key_reused"]
+__all__ = ["FULL_FOR", "AlreadyReceived", "Drafts", "digest_of", "key_reused"]
 
-_FULL_FOR: Final = 60  # seconds until a client may look whether there is room again
+FULL_FOR: Final = 60
+"""Seconds until a client may look whether there is room again."""
 
 
 class AlreadyReceived(Exception):
@@ -81,7 +82,7 @@ class Drafts:
         """Raises `Problem(DISK_FULL)` when `size` bytes more would fall below the watermark."""
         free = None if self._room is None else await self._room.free()
         if free is not None and free - size < self._options.min_free:
-            raise Problem(problems.DISK_FULL, "Try again later, or tell the operator.", retry_after=_FULL_FOR)
+            raise Problem(problems.DISK_FULL, "Try again later, or tell the operator.", retry_after=FULL_FOR)
 
 
 def key_reused() -> Problem:
