@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import ipaddress
 import sys
 import time
@@ -59,6 +60,7 @@ def serve(
         fail_with(error)
     if settings.dev:
         _say_what_dev_means(settings)
+    gc.disable()  # a tenth of the start would be its rounds, though nothing is garbage; the server enables it
     # Imported late: the other commands, --help and completion answer at once without the server's libraries.
     from bongsu.server import run
 
