@@ -9,8 +9,9 @@ BIN    := .venv/bin
 PYTEST := $(BIN)/python -m pytest $(ARGS)
 # Every slow or blocking callback and every coroutine never awaited is reported. Spawned servers run without it.
 DEBUG  := PYTHONASYNCIODEBUG=1
-# Tests with servers mostly wait. By file: those of one share servers, and disturb each other's machine the least.
-TWO_AT_ONCE := -n 2 --dist loadfile
+# Tests with servers wait for half their time: three at once keep two cores busy. By file, as those of one share
+# servers; in the order of tests/conftest.py, which has the long files first, so that all end at about one time.
+AT_ONCE := --dist loadfile --no-loadscope-reorder
 # In `make test` these run so, and whatever else there is in tests/ runs after them without.
 IN_DEBUG_MODE := $(wildcard tests/unit tests/contracts tests/transcripts)
 # What npm writes last: the JavaScript SDK is there.
@@ -35,8 +36,8 @@ run-cluster: .venv/runtime ## nginx, REPLICAS=3, Redis and PostgreSQL on http://
 	@exec $(BIN)/python -m deploy.cluster --replicas $(REPLICAS) --port $(CLUSTER_PORT)
 
 test: setup programs $(NODE_MODULES) $(REDIS7) ## every test, after installing the programs it needs where they are missing
-	$(DEBUG) $(PYTEST) $(IN_DEBUG_MODE)
-	$(PYTEST) $(TWO_AT_ONCE) tests $(IN_DEBUG_MODE:%=--ignore=%)
+	$(DEBUG) $(PYTEST) -n 2 $(AT_ONCE) $(IN_DEBUG_MODE)
+	$(PYTEST) -n 3 $(AT_ONCE) tests $(IN_DEBUG_MODE:%=--ignore=%)
 	PYTHONPATH=$(REDIS7) BONGSU_TEST_REDIS_PY=7. $(PYTEST) $(OVER_REDIS)
 
 soak: setup programs $(NODE_MODULES) ## the long tests at their full counts; takes hours

@@ -24,6 +24,12 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Files with long tests first: begun last, one of them would run on alone."""
+    long = {item.path for item in items if item.get_closest_marker("soak")}
+    items.sort(key=lambda item: item.path not in long)
+
+
 @pytest.fixture
 def redis_server(tmp_path: Path) -> Iterator[RedisServer]:
     """A redis-server of this test's own: `.url`, `.kill()` (kill -9), `.start()` again, same port, empty."""
