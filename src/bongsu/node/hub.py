@@ -353,8 +353,10 @@ class Hub:
         try:
             chunks = variant.render(channel.name, publications, previous)
         except ProtocolError as error:
+            # Closed when all is written: what came before is theirs.
             self._to_close.extend((client, error.disconnect) for client in group)
-            return
+            publications = _sendable(channel, variant, publications, previous)
+            chunks = variant.render(channel.name, publications, previous)
         if channel.policy is not None and self._watched:
             group = self._held_back(channel, channel.policy, group, variant, publications)
         self._append(group, chunks)
@@ -487,3 +489,16 @@ class Hub:
                 client.close(SLOW)
         if self._watched:
             self._watch_timer = asyncio.get_running_loop().call_later(0.5, self._watch)
+
+
+def _sendable(
+    channel: Channel, variant: Variant, publications: list[Publication], previous: Publication | None
+) -> list[Publication]:
+    """Those before the first that subscribers of this variant cannot be sent."""
+    for place, publication in enumerate(publications):
+        try:
+            variant.render(channel.name, [publication], previous)
+        except ProtocolError:
+            return publications[:place]
+        variant, previous = variant.after([publication]), publication
+    return publications

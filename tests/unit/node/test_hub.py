@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 
 import pytest
 
@@ -14,7 +15,8 @@ from bongsu.node.backlog import Policy
 from bongsu.node.channel import Channel
 from bongsu.node.client import Client, ClientOptions
 from bongsu.node.hub import Hub
-from bongsu.node.variants import Variant
+from bongsu.node.variants import ClientVariant, Form, Variant
+from bongsu.protocol.codec.json import JSON
 from bongsu.protocol.errors import SHUTDOWN, SLOW
 from bongsu.protocol.messages import Join, Leave, Principal, Publication
 
@@ -304,6 +306,41 @@ async def test_who_follows_a_stream_is_told_of_its_end_and_sent_nothing_of_the_n
     second = envelope.encode(Publication(b"new", offset=1, epoch="bbbbbbbb"))
     world.hub.deliver([("news", first), ("news", second)])
     assert socket.text() == b"old lost news"
+
+
+async def test_what_came_before_a_publication_that_cannot_be_sent_is_delivered(world: World) -> None:
+    """Both came in one batch: the JSON before the bytes was lost with them."""
+    client, socket = world.client()
+    await world.live("news", client, ClientVariant(JSON, Form("lines", lambda text: text + b"\n")))
+    world.hub.deliver(
+        [
+            ("news", envelope.encode(Publication(b"1"))),
+            ("news", envelope.encode(Publication(b"2"))),
+            ("news", envelope.encode(Publication(b"\xff", binary=True))),
+            ("news", envelope.encode(Publication(b"4"))),
+        ]
+    )
+    pushes = [json.loads(line)["push"] for line in socket.text().splitlines()]
+    assert [push["pub"]["data"] for push in pushes] == [1, 2]
+    assert socket.closed == (3506, "inappropriate protocol")
+
+
+@pytest.mark.parametrize("conflates", [False, True])
+async def test_what_a_paused_client_waits_for_ends_with_what_cannot_be_sent(
+    world: World, conflates: bool
+) -> None:
+    client, socket = world.client()
+    channel = await world.live("news", client, ClientVariant(JSON, Form("lines", lambda text: text + b"\n")))
+    channel.policy = Policy(conflates=conflates)
+    client.paused()
+    world.hub.deliver(
+        [
+            ("news", envelope.encode(Publication(b"1"))),
+            ("news", envelope.encode(Publication(b"\xff", binary=True))),
+        ]
+    )
+    assert json.loads(socket.text())["push"]["pub"]["data"] == 1
+    assert socket.closed == (3506, "inappropriate protocol")
 
 
 async def test_who_moves_into_another_group_in_mid_delivery_is_not_served_twice(world: World) -> None:
