@@ -82,8 +82,8 @@ class ClientOptions(BaseModel):
         1,
         ge=1,
         le=64,
-        description="Publish, history, presence and rpc commands of one connection that may wait for their "
-        "answers at the same time",
+        description="History, presence and rpc commands of one connection that may wait for their answers at "
+        "the same time; publish commands that follow each other count as one",
     )
     channel_limit: int = Field(128, gt=0, description="Most subscriptions of one connection (106, 3505)")
     user_connection_limit: int = Field(

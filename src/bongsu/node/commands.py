@@ -6,12 +6,13 @@ Source: the Centrifuge client protocol, §4.5, §6.3, §8.1, §12.3.
 from __future__ import annotations
 
 import asyncio
+from collections import deque
 from collections.abc import Coroutine
 from typing import TYPE_CHECKING, Any
 
 import structlog
 
-from bongsu.brokers.base import BrokerError, OutcomeUnknown, TooManyMembers
+from bongsu.brokers.base import Appended, BrokerError, OutcomeUnknown, TooManyMembers
 from bongsu.node.channels import ChannelError, ChannelRules
 from bongsu.node.handlers import Caller, RpcError
 from bongsu.node.permissions import check_history, check_presence, check_publish
@@ -39,8 +40,69 @@ if TYPE_CHECKING:
 
 log = structlog.get_logger("bongsu.node.commands")
 
-Request = PublishRequest | PresenceRequest | PresenceStatsRequest | HistoryRequest | RPCRequest | SendRequest
-Result = PublishResult | PresenceResult | PresenceStatsResult | HistoryResult | RPCResult
+Request = PresenceRequest | PresenceStatsRequest | HistoryRequest | RPCRequest | SendRequest
+Result = PresenceResult | PresenceStatsResult | HistoryResult | RPCResult
+
+MAX_PUBLISHING = 32
+"""Publications of one connection on their way to the broker."""
+
+
+class Publishing:
+    """The publications of one connection that are on their way to the broker.
+
+    Each is begun without waiting for the one before it, so that many travel together. Answers leave in the
+    order of the commands, also those that were known at once.
+    """
+
+    __slots__ = ("_connection", "_unanswered")
+
+    def __init__(self, connection: Connection) -> None:
+        self._connection = connection
+        self._unanswered: deque[tuple[int, asyncio.Future[Appended] | Error]] = deque()
+
+    def __len__(self) -> int:
+        return len(self._unanswered)
+
+    async def begin(self, id: int, request: PublishRequest) -> None:
+        """Judge `request` now, and send it on its way. Never waits."""
+        outcome = _publish(self._connection, request)
+        self._unanswered.append((id, outcome))
+        if isinstance(outcome, Error) or outcome.done():
+            self._answer()
+        else:
+            outcome.add_done_callback(self._answer)
+
+    def _answer(self, _: object = None) -> None:
+        """Answer all that is known, up to the first that is not."""
+        unanswered, connection = self._unanswered, self._connection
+        answered = False
+        while unanswered:
+            id, outcome = unanswered[0]
+            if not (isinstance(outcome, Error) or outcome.done()):
+                break
+            unanswered.popleft()
+            answered = True
+            if not connection.is_over():
+                _tell(connection, id, outcome)
+        if answered:  # and not with one that came before
+            connection.published()
+
+
+def _tell(connection: Connection, id: int, outcome: asyncio.Future[Appended] | Error) -> None:
+    answer: PublishResult | Error
+    if isinstance(outcome, Error):
+        answer = outcome
+    else:
+        match outcome.exception():
+            case None:
+                answer = PublishResult()
+            case BrokerError() as error:
+                answer = _failed(connection, error, repeatable=False)
+            case error:  # a bug, which must not leave the client waiting for ever
+                log.error("a publication failed", client=connection.id, exc_info=error)
+                connection.close(errors.INTERNAL_SERVER_ERROR)
+                return
+    connection.reply(Reply(id, answer))
 
 
 def perform(connection: Connection, id: int, request: Request) -> Coroutine[Any, Any, None]:
@@ -53,7 +115,7 @@ def perform(connection: Connection, id: int, request: Request) -> Coroutine[Any,
 async def _answered(
     connection: Connection,
     id: int,
-    request: PublishRequest | PresenceRequest | PresenceStatsRequest | HistoryRequest | RPCRequest,
+    request: PresenceRequest | PresenceStatsRequest | HistoryRequest | RPCRequest,
 ) -> None:
     try:
         if isinstance(request, RPCRequest):
@@ -61,8 +123,6 @@ async def _answered(
         else:
             rules = connection.services.channels.rules(request.channel)
             match request:
-                case PublishRequest():
-                    answer = await _publish(connection, rules, request)
                 case HistoryRequest():
                     answer = await _history(connection, rules, request)
                 case PresenceRequest():
@@ -73,20 +133,26 @@ async def _answered(
         answer = error.error
     except TooManyMembers:
         answer = errors.ERROR_LIMIT_EXCEEDED
-    except OutcomeUnknown as error:
-        # A publication may have happened: "temporary" would invite to do it again.
-        log.warning("the outcome of a command is unknown", client=connection.id, error=str(error))
-        answer = errors.ERROR_INTERNAL._replace(temporary=not isinstance(request, PublishRequest))
     except BrokerError as error:
-        log.info("a command was refused", client=connection.id, error=str(error))
-        answer = errors.ERROR_INTERNAL
+        answer = _failed(connection, error, repeatable=True)
     if not connection.is_over():
         connection.reply(Reply(id, answer))
 
 
-async def _publish(
-    connection: Connection, rules: ChannelRules, request: PublishRequest
-) -> PublishResult | Error:
+def _failed(connection: Connection, error: BrokerError, *, repeatable: bool) -> Error:
+    if isinstance(error, OutcomeUnknown):
+        # A publication may have happened: "temporary" would invite to do it again.
+        log.warning("the outcome of a command is unknown", client=connection.id, error=str(error))
+        return errors.ERROR_INTERNAL._replace(temporary=repeatable)
+    log.info("a command was refused", client=connection.id, error=str(error))
+    return errors.ERROR_INTERNAL
+
+
+def _publish(connection: Connection, request: PublishRequest) -> asyncio.Future[Appended] | Error:
+    try:
+        rules = connection.services.channels.rules(request.channel)
+    except ChannelError as error:
+        return error.error
     refusal = check_publish(
         rules,
         user=connection.user,
@@ -108,8 +174,7 @@ async def _publish(
         binary=binary,
         patchable=rules.options.delta_publish,
     )
-    await connection.services.node.publish(rules, publication)
-    return PublishResult()
+    return connection.services.node.publish(rules, publication)
 
 
 async def _history(

@@ -2,8 +2,9 @@
 
 Work is begun in order. Each command is judged by the session when its turn comes, and what has to be awaited
 holds up what comes after it, also calls of the server's own. All else is done at once, in the read loop: a
-command has its effect before its sender can ask for it over HTTP. With `concurrency` above 1, commands that
-change nothing here let what comes after them begin, once they have begun themselves.
+command has its effect before its sender can ask for it over HTTP. Publish commands do not hold up each other.
+With `concurrency` above 1, commands that change nothing here let what comes after them begin, once they have
+begun themselves; the publications that are on their way count as one of them.
 """
 
 from __future__ import annotations
@@ -49,6 +50,7 @@ from bongsu.protocol.messages import (
     ConnectRequest,
     ConnectResult,
     Principal,
+    PublishRequest,
     Push,
     PushBody,
     Refresh,
@@ -108,6 +110,7 @@ class Connection:
         self._jobs: deque[Job] = deque()
         self._task: asyncio.Task[None] | None = None
         self._aside = 0  # commands that wait for their answers and hold up nobody
+        self._publishing: commands.Publishing | None = None  # if there are any
         self._reading = True
         self._unasked = 0
         self._called_at = math.inf
@@ -222,7 +225,7 @@ class Connection:
         if self._working:  # what is being done has caused more to do
             return
         self._working = True
-        while self._jobs and self._task is None and self._has_room() and not self.is_over():
+        while self._jobs and self._task is None and self._has_room(self._jobs[0]) and not self.is_over():
             job = self._jobs.popleft()
             if isinstance(job, Command):
                 now = asyncio.get_running_loop().time()
@@ -238,8 +241,17 @@ class Connection:
             self._unasked = 0
             self.client.resume_reading()
 
-    def _has_room(self) -> bool:
-        return self._aside < self.services.options.concurrency
+    def _has_room(self, job: Job) -> bool:
+        publishing = self._publishing
+        if publishing is not None and isinstance(job, Command) and self.session.publishes(job):
+            return len(publishing) < commands.MAX_PUBLISHING
+        return self._aside + (publishing is not None) < self.services.options.concurrency
+
+    def published(self) -> None:
+        """Of the publications that were on their way, some are answered."""
+        if not self._publishing:
+            self._publishing = None
+        self._work()
 
     def _start(self, work: Work | None, *, aside: bool = False) -> None:
         """Begin `work`; where it has to wait it holds up what comes after it, unless `aside`.
@@ -290,6 +302,9 @@ class Connection:
             case RefreshSubscription(id=id, channel=channel, token=token):
                 return self.subscriptions.refresh(id, channel, token)
             case Perform(id=id, request=asked):
+                if isinstance(asked, PublishRequest):
+                    self._publishing = self._publishing or commands.Publishing(self)
+                    return self._publishing.begin(id, asked)
                 return commands.perform(self, id, asked)
         self.perform_at_once(action)
         return None
@@ -414,6 +429,7 @@ class Connection:
     def _left(self) -> None:
         self.session.close(errors.CONNECTION_CLOSED)
         self._jobs.clear()
+        self._publishing = None
         self.services.wheel.set(self, None)
         self.subscriptions.leave_all()
         self.services.unregister(self)

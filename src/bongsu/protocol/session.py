@@ -133,6 +133,16 @@ class Session:
             return self._pong()
         return self._command(command.id, request)
 
+    def publishes(self, command: Command) -> bool:
+        """Whether `command`, if received now, is performed as a publication: not answered here, no close."""
+        request = command.request
+        return (
+            isinstance(request, PublishRequest)
+            and self._state is _State.CONNECTED
+            and bool(command.id and request.channel)
+            and not request.type
+        )
+
     def _pong(self) -> list[Action]:
         if not self._waits_for_pong:
             return self.close(errors.BAD_REQUEST)

@@ -248,6 +248,26 @@ def test_publishing_into_a_map_is_not_available() -> None:
     assert actions == error(2, errors.ERROR_NOT_AVAILABLE)
 
 
+@pytest.mark.parametrize(
+    ("command", "publishes"),
+    [
+        (Command(2, PublishRequest("news", b"1")), True),
+        (Command(0, PublishRequest("news", b"1")), False),  # a pong, or no command
+        (Command(2, PublishRequest("", b"1")), False),
+        (Command(2, PublishRequest("news", b"1", type=1)), False),
+        (Command(2, SubscribeRequest("news")), False),
+        (PONG, False),
+    ],
+)
+def test_what_will_be_performed_as_a_publication_is_known_before(command: Command, publishes: bool) -> None:
+    session = connected()
+    assert session.publishes(command) is publishes
+    actions = session.receive(command, now=1)
+    assert any(isinstance(one, Perform) and one.request is command.request for one in actions) is publishes
+    session.close(errors.BAD_REQUEST)
+    assert not session.publishes(command)
+
+
 # ---- subscriptions -------------------------------------------------------------------------------------
 
 
