@@ -22,6 +22,7 @@ from starlette.routing import Mount
 from bongsu._version import __version__
 from bongsu.api.errors import install_error_handlers
 from bongsu.api.health import health_router
+from bongsu.api.lingering import lingering
 from bongsu.api.openapi import SECURITY, paths
 from bongsu.api.server import ServerApi
 from bongsu.api.tus import tus_router
@@ -369,6 +370,7 @@ class Bongsu:
         if scope["type"] == "websocket":
             await self._websocket(scope, receive, send, path)
             return
+        receive, send = lingering(receive, send)
         try:
             self._admission.check_method(scope["method"], headers_of(scope))
         except Problem as problem:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import socket
+from collections.abc import AsyncIterator
 from urllib.parse import urlsplit
 
 import httpx
@@ -71,3 +72,22 @@ async def test_the_access_log_names_the_replica_and_holds_no_query_string(
 
     wait_until(logged, within=30, what="the request in the access log")
     assert "not-for-the-log" not in log.read_text()
+
+
+@pytest.mark.parametrize(
+    ("path", "status"), [("/api/publish", 413), ("/api/nothing", 404), ("/emulation", 413)]
+)
+async def test_a_refusal_of_a_large_body_passes(
+    trio: Cluster, http: httpx.AsyncClient, path: str, status: int
+) -> None:
+    """A replica that closed behind its answer reset the connection: nginx made a 502 of most."""
+
+    async def pieces() -> AsyncIterator[bytes]:
+        for _ in range(50):
+            yield b"x" * 100_000
+
+    key = {"X-API-Key": trio.api_key}
+    for _ in range(10):
+        declared = await http.post(f"{trio.url}{path}", headers=key, content=b"x" * 5_000_000)
+        chunked = await http.post(f"{trio.url}{path}", headers=key, content=pieces())
+        assert (declared.status_code, chunked.status_code) == (status, status)

@@ -13,8 +13,10 @@ from typing import Any
 
 import uvicorn
 from fastapi import FastAPI, Request
+from starlette.types import Receive, Scope, Send
 
 from bongsu.api.errors import install_error_handlers
+from bongsu.api.lingering import lingering
 from bongsu.api.tus import tus_router
 from bongsu.api.uploads import uploads_router
 from bongsu.brokers.base import Relayed
@@ -132,9 +134,13 @@ async def serving(
     install_error_handlers(app)
     app.include_router(uploads_router(service, _authorize))
     app.include_router(tus_router(service, _authorize))
+
+    async def application(scope: Scope, receive: Receive, send: Send) -> None:
+        await app(scope, *lingering(receive, send))
+
     # A test that failed may hold its connections open; without a bound uvicorn would wait for them for ever.
     config = uvicorn.Config(
-        app, port=0, ws="none", lifespan="off", log_config=None, timeout_graceful_shutdown=5
+        application, port=0, ws="none", lifespan="off", log_config=None, timeout_graceful_shutdown=5
     )
     listener = config.bind_socket()
     listener.listen()  # a client may connect from here on, before the server accepts

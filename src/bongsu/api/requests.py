@@ -1,7 +1,4 @@
-"""What the upload endpoints read of a request: its headers, its body as it arrives.
-
-And answers that reach a client which is still sending.
-"""
+"""What the upload endpoints read of a request: its headers, its body as it arrives."""
 
 from __future__ import annotations
 
@@ -12,7 +9,7 @@ from typing import Final
 
 from starlette.requests import Request
 from starlette.responses import Response
-from starlette.types import Receive, Scope, Send
+from starlette.types import Receive
 
 from bongsu.api.errors import ProblemResponse
 from bongsu.protocol import problems
@@ -23,11 +20,11 @@ __all__ = [
     "IDEMPOTENCY_KEY",
     "Body",
     "ClientGone",
-    "Early",
-    "Refusal",
     "declared_length",
+    "early",
     "idempotency_key",
     "owner_of",
+    "refusal",
 ]
 
 _MAX_KEY: Final = 255
@@ -38,9 +35,6 @@ IDEMPOTENCY_KEY: Final = {
     "description": "Sent again with the same key, the answer is that of the first upload, while it is kept",
 }
 """The header as a parameter of OpenAPI."""
-
-_LINGER_TIME: Final = 5.0  # seconds
-_LINGER_BYTES: Final = 64 * 1024 * 1024
 
 
 def owner_of(principal: Principal) -> str | None:
@@ -112,43 +106,13 @@ class Body:
         return body
 
 
-class Early(Response):
-    """An answer that is given before the body has been read.
-
-    The whole answer is sent first; then what the client still sends is read and thrown away, within
-    bounds, and only then the connection is closed. Closed at once, the kernel would answer the bytes on
-    their way with a reset, and the client would see that in place of the answer.
-    """
-
-    def __init__(self, answer: Response, rest: Body) -> None:
-        super().__init__(answer.body, answer.status_code)
-        self.raw_headers = answer.raw_headers
-        self._rest = rest
-        if not rest.ended:
-            self.headers["connection"] = "close"
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        start = {"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers}
-        await send(start)
-        # With its length declared the client has the whole answer now; for the server it goes on.
-        await send({"type": "http.response.body", "body": self.body, "more_body": True})
-        await self._linger()
-        await send({"type": "http.response.body", "body": b"", "more_body": False})
-
-    async def _linger(self) -> None:
-        thrown_away = 0
-        try:
-            async with asyncio.timeout(_LINGER_TIME):
-                async for chunk in self._rest:
-                    thrown_away += len(chunk)
-                    if thrown_away > _LINGER_BYTES:
-                        return
-        except (TimeoutError, ClientGone, Problem):
-            return
+def early(answer: Response, rest: Body) -> Response:
+    """`answer`, which may come before `rest` was read: then the connection is closed behind it."""
+    if not rest.ended:
+        answer.headers["connection"] = "close"
+    return answer
 
 
-class Refusal(Early):
-    """A problem that is answered before the body has been read."""
-
-    def __init__(self, problem: Problem, rest: Body) -> None:
-        super().__init__(ProblemResponse(problem), rest)
+def refusal(problem: Problem, rest: Body) -> Response:
+    """A problem that may be answered before `rest` was read."""
+    return early(ProblemResponse(problem), rest)

@@ -12,6 +12,7 @@ from typing import Any, Final, TypeAlias, TypeVar
 import msgspec
 import structlog
 
+from bongsu.api.requests import ClientGone
 from bongsu.brokers.base import Appended, BrokerError, TooManyMembers
 from bongsu.metrics import Metrics
 from bongsu.node.admission import Admission, headers_of
@@ -82,6 +83,8 @@ class ServerApi:
             return await _answer(send, 405, b"", (b"allow", b"POST"))
         try:
             body = await in_time(BODY_TIMEOUT, _read(receive))
+        except ClientGone:
+            return None
         except TimeoutError:
             return await _answer(send, 408, b"", (b"connection", b"close"))
         if body is None:
@@ -350,10 +353,12 @@ def _of_channel(error: Error) -> ApiError:
 
 
 async def _read(receive: Receive) -> bytes | None:
-    """The whole body, or None when it is over the limit."""
+    """The whole body, or None when it is over the limit. Raises `ClientGone`."""
     body = b""
     while True:
         message = await receive()
+        if message["type"] == "http.disconnect":
+            raise ClientGone
         body += message.get("body") or b""
         if len(body) > MAX_BODY:
             return None

@@ -18,10 +18,10 @@ from bongsu.api.requests import (
     IDEMPOTENCY_KEY,
     Body,
     ClientGone,
-    Refusal,
     declared_length,
     idempotency_key,
     owner_of,
+    refusal,
 )
 from bongsu.protocol import problems
 from bongsu.protocol.messages import Principal
@@ -51,7 +51,7 @@ class _TusRoute(APIRoute):
                 problem = problem_of(error)
                 if problem is None:
                     raise
-                response = Refusal(problem, getattr(request.state, "body", None) or Body(request.receive))
+                response = refusal(problem, getattr(request.state, "body", None) or Body(request.receive))
                 if problem.kind is problems.TUS_VERSION_UNSUPPORTED:
                     response.headers["Tus-Version"] = tus.VERSION
             response.headers["Tus-Resumable"] = tus.VERSION

@@ -21,11 +21,11 @@ from bongsu.api.requests import (
     IDEMPOTENCY_KEY,
     Body,
     ClientGone,
-    Early,
-    Refusal,
     declared_length,
+    early,
     idempotency_key,
     owner_of,
+    refusal,
 )
 from bongsu.db.models import is_id
 from bongsu.protocol import problems
@@ -123,7 +123,7 @@ def uploads_router(service: UploadService, authorize: Callable[..., Awaitable[Pr
         try:
             record = await receiving(body)
         except AlreadyReceived as again:
-            return Early(accept(_accepted(request, again.record)), body)
+            return early(accept(_accepted(request, again.record)), body)
         except ClientGone:
             log.info("a client left in the middle of an upload")
             return Response(status_code=400)  # nobody reads it; the server wants one
@@ -131,7 +131,7 @@ def uploads_router(service: UploadService, authorize: Callable[..., Awaitable[Pr
             problem = problem_of(error)
             if problem is None:
                 raise
-            return Refusal(problem, body)
+            return refusal(problem, body)
         # The doorbell. Should it never ring, the worker finds the job at its next look.
         background.add_task(service.ring)
         response = accept(_accepted(request, record))
