@@ -25,6 +25,7 @@ from bongsu.jobs.worker import Worker
 from bongsu.protocol import problems
 from bongsu.protocol.messages import Principal
 from bongsu.protocol.problems import Problem, ProblemKind
+from bongsu.uploads import rows
 from bongsu.uploads.drafts import AlreadyReceived
 from bongsu.uploads.options import UploadOptions
 from bongsu.uploads.orphans import remove_orphans
@@ -359,6 +360,72 @@ async def test_bytes_without_their_checksum_leave_the_offset_where_it_was(cluste
     assert (await cluster.a.head(upload_id, ANN)).size == 4
     assert (await send(rest)).state == "received"
     assert await cluster.content(upload_id) == b"good" + rest
+
+
+async def test_bytes_that_never_count_are_not_kept(cluster: Cluster) -> None:
+    """
+    Setup: an upload with 5 of 10 bytes.
+    Do: send the rest five times, with bytes that have not their checksum.
+    Expect: nothing of that is in the store, and the upload goes on as if they had never come.
+    """
+    upload_id = await cluster.create(10)
+    await cluster.send(cluster.a, upload_id, 0, b"12345")
+    before = cluster.files()
+    wrong = Checksum("sha1", hashlib.sha1(b"67890").digest())
+    for _ in range(5):
+        async with (
+            refused(problems.CHECKSUM_MISMATCH),
+            cluster.b.append(upload_id, offset=5, principal=ANN, checksum=wrong) as sink,
+        ):
+            await sink.write(b"wrong")
+            await sink.finish()
+    assert cluster.files() == before
+    assert (await cluster.send(cluster.b, upload_id, 5, b"67890")).state == "received"
+    assert await cluster.content(upload_id) == b"1234567890"
+    assert cluster.files() == [object_key(upload_id, 1)]
+
+
+async def test_a_fenced_writer_keeps_what_counts_and_no_more(cluster: Cluster) -> None:
+    """
+    Setup: two requests on a that stand still and cannot be asked: one has committed, the other has not.
+    Do: go on with both on b; then the two write on, and are refused.
+    Expect: the bytes that count are there, those that never will are not; both uploads become whole.
+    """
+    first = os.urandom(COMMIT_EVERY)
+    counted, uncounted = await cluster.create(COMMIT_EVERY + 3), await cluster.create(2 * MIB + 3)
+    holds = await Holding(cluster.a, counted, 0, first).arrived()
+    writes = await Holding(cluster.a, uncounted, 0, os.urandom(2 * MIB)).arrived()
+    assert segment_key(uncounted, 2) in cluster.files()
+    cluster.deaf.add("a")
+    await cluster.send(cluster.b, counted, COMMIT_EVERY, b"end")
+    await cluster.send(cluster.b, uncounted, 0, bytes(2 * MIB) + b"end")
+    for fenced in (holds, writes):
+        async with refused(problems.OFFSET_MISMATCH):
+            await fenced.go_on(b"end")
+    assert cluster.files() == sorted(
+        [segment_key(counted, 2), segment_key(counted, 3), segment_key(uncounted, 3)]
+    )
+    assert await cluster.content(counted) == first + b"end"
+    assert await cluster.content(uncounted) == bytes(2 * MIB) + b"end"
+
+
+async def test_what_a_killed_replica_wrote_and_did_not_commit_goes_when_the_upload_is_stored(
+    cluster: Cluster,
+) -> None:
+    """A segment of an epoch that no row names stayed in the store for a day, and counted against no quota."""
+    upload_id = await cluster.create(6)
+    await cluster.send(cluster.a, upload_id, 0, b"123")
+    async with cluster.database.transaction() as session:
+        found = await rows.get_resumable(session, upload_id)
+        assert found is not None
+        await rows.take(session, found[0], replica="killed", length=None, limits=OPTIONS)
+    killed = await cluster.store.open_segment(segment_key(upload_id, 3))
+    await killed.write(b"4")
+    await killed.close()
+    await cluster.send(cluster.b, upload_id, 3, b"456")
+    assert segment_key(upload_id, 3) in cluster.files()
+    assert await cluster.content(upload_id) == b"123456"
+    assert cluster.files() == [object_key(upload_id, 1)]
 
 
 async def test_a_length_may_be_said_later_and_then_holds(cluster: Cluster) -> None:

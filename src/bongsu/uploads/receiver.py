@@ -1,7 +1,8 @@
 """Bytes on their way in: batches to the store, progress to the row, and the commit at the end.
 
 What is written goes to the segment of one epoch. It counts once `Receiver` has made it durable and noted it
-in the row, under the fence of that epoch; what a fenced writer leaves in its segment never counts.
+in the row, under the fence of that epoch; what a fenced writer leaves in its segment never counts. A segment
+that no row can name is deleted when its request ends: it would count against no quota.
 """
 
 from __future__ import annotations
@@ -9,12 +10,13 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import time
-from collections.abc import Awaitable, Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from typing import Final, Protocol
 
 import structlog
+from sqlalchemy.ext.asyncio import AsyncSession
 
 from bongsu.db.models import Upload
 from bongsu.db.session import Database, DatabaseUnavailable
@@ -142,6 +144,7 @@ class Receiver:
         self._lifetime = means.options.expire_after if upload.resumable else means.options.abandoned_after
         self._lock = asyncio.Lock()  # the request writes, and another one may ask to let go
         self._writer: SegmentWriter | None = None
+        self._unnamed: str | None = None  # our segment's key, while it is certain that no row names it
         self._batch = bytearray()
         self._base = upload.size
         self._written = 0  # bytes in our segment
@@ -226,6 +229,15 @@ class Receiver:
                 self._over = True
                 if self._writer is not None:
                     await self._writer.close()
+                if self._unnamed is not None:
+                    await self._drop(self._unnamed)
+
+    async def _drop(self, segment: str) -> None:
+        try:
+            await self._means.store.delete(segment)
+        except StoreError as error:
+            # It goes with the upload: when that is stored, or removed.
+            log.warning("a segment without use was not removed", upload=self._upload.id, error=str(error))
 
     def _check(self) -> None:
         if self._ended is not None:
@@ -264,9 +276,8 @@ class Receiver:
 
     async def _segment(self) -> SegmentWriter:
         if self._writer is None:
-            self._writer = await self._means.store.open_segment(
-                segment_key(self._upload.id, self._upload.epoch)
-            )
+            self._unnamed = segment_key(self._upload.id, self._upload.epoch)
+            self._writer = await self._means.store.open_segment(self._unnamed)
         return self._writer
 
     async def _commit(self, *, last: bool = False) -> None:
@@ -283,20 +294,22 @@ class Receiver:
         try:
             if self._writer is not None and counts > self._committed:
                 await self._writer.commit()
-            async with self._means.database.transaction() as session:
-                upload = await rows.progress(
-                    session,
-                    self._upload,
-                    size=self._base + counts,
-                    segment=counts,
-                    holder=None if last else self._means.replica,
-                    lifetime=self._lifetime,
-                    limits=self._means.options,
+            async with self._noting(segment=counts > 0) as session:
+                upload = self._ours(
+                    await rows.progress(
+                        session,
+                        self._upload,
+                        size=self._base + counts,
+                        segment=counts,
+                        holder=None if last else self._means.replica,
+                        lifetime=self._lifetime,
+                        limits=self._means.options,
+                    )
                 )
         except BaseException as error:
             self._fail(error)
             raise
-        self._note(upload)
+        self._upload = upload
         self._committed = counts
 
     async def _complete(self) -> None:
@@ -304,30 +317,44 @@ class Receiver:
         try:
             # Also an empty one: the last piece is always ours, and nobody writes to it any more.
             await (await self._segment()).commit()
-            async with self._means.database.transaction() as session:
-                upload = await rows.receive(
-                    session,
-                    self._upload,
-                    size=self.received,
-                    segment=self._written,
-                    sha256=self._digest.hexdigest() if self._digest else None,
-                    lifetime=self._lifetime,
-                    limits=self._means.options,
+            async with self._noting(segment=True) as session:
+                upload = self._ours(
+                    await rows.receive(
+                        session,
+                        self._upload,
+                        size=self.received,
+                        segment=self._written,
+                        sha256=self._digest.hexdigest() if self._digest else None,
+                        lifetime=self._lifetime,
+                        limits=self._means.options,
+                    )
                 )
-                if upload is not None and not upload.partial:
+                if not upload.partial:
                     await self._means.jobs.add(session, upload_id=upload.id, kind=FINISH)
                     await tell_changed(session, upload)
         except BaseException as error:
             self._fail(error)
             raise
-        self._note(upload)
-
-    def _note(self, upload: Upload | None) -> None:
-        if upload is None:
-            self._ended = taken() if self._upload.resumable else _removed()
-            raise self._ended
         self._upload = upload
+
+    @asynccontextmanager
+    async def _noting(self, *, segment: bool) -> AsyncIterator[AsyncSession]:
+        """The transaction of a commit; `segment`: it names ours, unless it is rolled back."""
+        before = self._unnamed
+        if segment:
+            self._unnamed = None
+        try:
+            async with self._means.database.transaction() as session:
+                yield session
+        except Problem:  # raised within: rolled back, for certain
+            self._unnamed = before
+            raise
         self._committed_at = time.monotonic()
+
+    def _ours(self, upload: Upload | None) -> Upload:
+        if upload is None:
+            raise taken() if self._upload.resumable else _removed()
+        return upload
 
     def _fail(self, error: BaseException) -> None:
         # Where the segment ends is unknown now, or whether the row was changed: nothing more may be added.

@@ -18,7 +18,7 @@ from bongsu.uploads import rows
 from bongsu.uploads.events import tell_changed
 from bongsu.uploads.hooks import HookFailed, Hooks
 from bongsu.uploads.record import UploadRecord
-from bongsu.uploads.stores.base import BATCH, Piece, Store, StoreError, object_key
+from bongsu.uploads.stores.base import BATCH, Piece, Store, StoreError, object_key, segment_key
 from bongsu.uploads.types import HEAD, is_allowed, sniff
 
 __all__ = ["FINISH", "FinishUpload", "not_allowed"]
@@ -73,7 +73,7 @@ class FinishUpload:
             await self._store.delete(key)
             raise
         # Only now: until that commit the segments are what the next attempt starts from.
-        await self._clean(pieces, upload.id, before=lease.attempt)
+        await self._clean(upload, pieces, before=lease.attempt)
 
     async def _examine(self, key: str, upload: Upload) -> tuple[str, str]:
         """What the object is, and its SHA-256 in hex. Raises `StoreError` unless it has the upload's size."""
@@ -139,15 +139,21 @@ class FinishUpload:
             session.add(entry)
             await tell_changed(session, upload, entry)
 
-    async def _clean(self, pieces: Sequence[Piece], upload_id: str, *, before: int) -> None:
+    async def _clean(self, upload: Upload, pieces: Sequence[Piece], *, before: int) -> None:
+        """Remove the segments, also those that nobody named: of replicas that died before their first commit.
+
+        A part's go with the part.
+        """
+        segments = {piece.key for piece in pieces}
+        segments.update(segment_key(upload.id, epoch) for epoch in range(1, upload.epoch + 1))
         try:
-            for piece in pieces:
-                await self._store.delete(piece.key)
+            for key in segments:
+                await self._store.delete(key)
             for attempt in range(1, before):
-                await self._store.delete(object_key(upload_id, attempt))
+                await self._store.delete(object_key(upload.id, attempt))
         except StoreError as error:
             # The upload is stored; to fail its job now would be a lie. The rest goes with the upload.
-            log.warning("what an upload left could not be removed", upload=upload_id, error=str(error))
+            log.warning("what an upload left could not be removed", upload=upload.id, error=str(error))
 
     async def give_up(self, session: AsyncSession, lease: Lease, error: Exception) -> None:
         # These are written for the caller; anything else is for the log and the job's row.
