@@ -19,6 +19,7 @@ import structlog
 from uvicorn.protocols.utils import ClientDisconnected
 from uvicorn.server import ServerState
 
+from bongsu.node.tasks import begin
 from bongsu.node.wheel import Wheel
 from bongsu.protocol import problems
 from bongsu.protocol.problems import Problem
@@ -119,11 +120,13 @@ class BongsuWebSocketProtocol(asyncio.Protocol):
     # Handshake
 
     def open(self, app: Callable[..., Any], scope: Scope, handshake: Handshake) -> None:
-        """Let `app` answer the handshake."""
+        """Let `app` answer the handshake: at once, and in a task only where it has to wait for something."""
         scope["extensions"] = {"websocket.http.response": {}, RAW_EXTENSION: {"socket": self}}
-        task = self._loop.create_task(self._run(app, scope, _Answer(self, handshake)))
-        self._state.tasks.add(task)
-        task.add_done_callback(self._state.tasks.discard)
+        rest = begin(self._run(app, scope, _Answer(self, handshake)))
+        if rest is not None:
+            task = self._loop.create_task(rest)
+            self._state.tasks.add(task)
+            task.add_done_callback(self._state.tasks.discard)
 
     async def _run(self, app: Callable[..., Any], scope: Scope, answer: _Answer) -> None:
         try:

@@ -18,6 +18,7 @@ from bongsu.node.client import Client, ClientOptions
 from bongsu.node.node import Node
 from bongsu.node.permissions import PlainPermissions
 from bongsu.node.services import Services
+from bongsu.node.tasks import within
 from bongsu.node.variants import Form
 from bongsu.protocol import problems
 from bongsu.protocol.errors import (
@@ -172,8 +173,7 @@ class PlainTransport:
 
     async def _wait_until_heard(self, channel: Channel) -> None:
         try:
-            async with asyncio.timeout(READY_TIMEOUT):
-                await self._node.hub.ready(channel)
+            await within(READY_TIMEOUT, self._node.hub.ready(channel))
         except (BrokerError, TimeoutError):
             # Those who are here still hear each other; the wish stays, and is granted when the broker is
             # back.
