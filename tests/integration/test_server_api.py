@@ -133,6 +133,8 @@ def test_broadcast_answers_for_each_channel_in_order(api: Api) -> None:
     assert responses[1]["error"]["code"] == 102
     assert responses[2] == {"result": {}}
     assert api.fail("broadcast", channels=[], data=1) == 107
+    many = api.call("broadcast", channels=[f"kept:{i}" for i in range(10_000)], data=1)["responses"]
+    assert [one["result"]["offset"] for one in many] == [1] * 10_000
 
 
 def test_a_batch_takes_effect_in_its_order(api: Api) -> None:

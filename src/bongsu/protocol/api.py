@@ -43,7 +43,9 @@ from bongsu.protocol.messages import (
 )
 
 MAX_BATCH: Final = 1000
-"""Commands in one batch, and channels in one broadcast: what one request may cost has to have an end."""
+"""Commands in one batch, and `MAX_BROADCAST` channels in one broadcast: a request's cost has an end."""
+
+MAX_BROADCAST: Final = 10_000
 
 
 class UnknownMethod(Exception):
@@ -395,9 +397,9 @@ def _finish(request: Request) -> None:
             request.data = _payload(request.data, request.b64data)
             _check_uint64(request.version)
             if isinstance(request, BroadcastRequest):
-                _check_count(request.channels)
+                _check_count(request.channels, MAX_BROADCAST)
         case BatchRequest():
-            _check_count(request.commands)
+            _check_count(request.commands, MAX_BATCH)
         case SubscribeRequest():
             request.data = _payload(request.data, request.b64data)
             request.info = _payload(request.info, request.b64info)
@@ -418,9 +420,9 @@ def _finish(request: Request) -> None:
             pass
 
 
-def _check_count(members: Sequence[object]) -> None:
-    if len(members) > MAX_BATCH:
-        raise Refused(API_BAD_REQUEST, f"more than {MAX_BATCH} in one request")
+def _check_count(members: Sequence[object], most: int) -> None:
+    if len(members) > most:
+        raise Refused(API_BAD_REQUEST, f"more than {most} in one request")
 
 
 def _payload(document: bytes, base64_text: str) -> bytes:
