@@ -11,10 +11,20 @@ if TYPE_CHECKING:
     from bongsu.app import Bongsu, create_app, mount
     from bongsu.db.outbox import Outbox
     from bongsu.jobs.application import JobRun
-    from bongsu.jobs.worker import Rejected
+    from bongsu.jobs.worker import Rejected, Unavailable
     from bongsu.uploads.hooks import ReceivedFile
 
-__all__ = ["Bongsu", "JobRun", "Outbox", "ReceivedFile", "Rejected", "__version__", "create_app", "mount"]
+__all__ = [
+    "Bongsu",
+    "JobRun",
+    "Outbox",
+    "ReceivedFile",
+    "Rejected",
+    "Unavailable",
+    "__version__",
+    "create_app",
+    "mount",
+]
 
 _HOMES = {
     "Bongsu": "bongsu.app",
@@ -22,6 +32,7 @@ _HOMES = {
     "Outbox": "bongsu.db.outbox",
     "ReceivedFile": "bongsu.uploads.hooks",
     "Rejected": "bongsu.jobs.worker",
+    "Unavailable": "bongsu.jobs.worker",
     "create_app": "bongsu.app",
     "mount": "bongsu.app",
 }

@@ -14,10 +14,10 @@ from sqlmodel import col
 from bongsu.db.columns import clock
 from bongsu.db.migrate import migrate
 from bongsu.db.models import Job, Upload, new_id
-from bongsu.db.session import Database
+from bongsu.db.session import Database, DatabaseUnavailable
 from bongsu.jobs.queue import Lease, LeaseLost, Queue
 from bongsu.jobs.retry import RetryPolicy
-from bongsu.jobs.worker import Worker
+from bongsu.jobs.worker import Unavailable, Worker
 
 KIND = "finish"
 
@@ -246,6 +246,46 @@ async def test_a_job_that_keeps_failing_is_tried_again_then_given_up_with_its_re
     assert (job.state, job.last_error) == ("dead", "RuntimeError: no luck")
     async with database.session() as session:
         assert (await session.execute(select(col(Upload.state)))).scalar_one() == "failed"
+
+
+@pytest.mark.parametrize("error", [Unavailable("no mail server"), DatabaseUnavailable("no database")])
+async def test_what_is_away_costs_a_job_none_of_its_tries(database: Database, error: Exception) -> None:
+    """A storage that was away for minutes used up the 8 tries, and acknowledged uploads were `failed`."""
+
+    async def come_back_late(lease: Lease) -> None:
+        if lease.attempt <= 5:
+            raise error
+
+    await add_job(database)
+    recorder = Recorder(database, come_back_late)
+    worker = recorder.worker(RetryPolicy(first_delay=0, longest_wait=0, max_failures=2))
+    await worker.start()
+    async with asyncio.timeout(30):
+        await recorder.ended.wait()
+    await worker.stop()
+    job = await only_job(database)
+    assert (recorder.runs, job.state, job.failures) == ([1, 2, 3, 4, 5, 6], "done", 0)
+    assert job.away_since is not None
+
+
+async def test_what_stays_away_for_too_long_counts_as_a_failure(database: Database) -> None:
+    async def never(_: Lease) -> None:
+        raise Unavailable("no mail server")
+
+    await add_job(database)
+    recorder = Recorder(database, never)
+    worker = recorder.worker(RetryPolicy(first_delay=0, max_failures=2, patience=3600))
+    await worker.start()
+    async with asyncio.timeout(30):
+        while not (await only_job(database)).away_since:  # noqa: ASYNC110  # a row in a database is no event
+            await asyncio.sleep(0.02)
+        async with database.transaction() as session:
+            await session.execute(update(Job).values(away_since=clock(-7200), run_after=clock()))
+        await recorder.ended.wait()
+    await worker.stop()
+    job = await only_job(database)
+    assert (job.state, job.last_error) == ("dead", "Unavailable: no mail server")
+    assert recorder.given_up == ["no mail server"]
 
 
 async def test_a_job_that_takes_its_workers_down_is_given_up_without_being_run_again(

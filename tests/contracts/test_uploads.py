@@ -21,6 +21,7 @@ from bongsu.db.migrate import migrate
 from bongsu.db.models import Job, Outbox, Upload, UploadSegment, UploadUsage
 from bongsu.db.session import Database
 from bongsu.jobs.queue import Queue
+from bongsu.jobs.retry import RetryPolicy
 from bongsu.jobs.worker import Worker
 from bongsu.protocol import problems
 from bongsu.protocol.messages import Principal
@@ -81,6 +82,10 @@ class Cluster:
     async def count(self, table: type[Job | Upload | UploadSegment]) -> int:
         async with self.database.session() as session:
             return (await session.execute(select(func.count()).select_from(table))).scalar_one()
+
+    async def job(self) -> Job:
+        async with self.database.session() as session:
+            return (await session.execute(select(Job))).scalar_one()
 
     async def usage(self) -> dict[str, tuple[int, int]]:
         async with self.database.session() as session:
@@ -426,6 +431,30 @@ async def test_what_a_killed_replica_wrote_and_did_not_commit_goes_when_the_uplo
     assert segment_key(upload_id, 3) in cluster.files()
     assert await cluster.content(upload_id) == b"123456"
     assert cluster.files() == [object_key(upload_id, 1)]
+
+
+async def test_an_upload_survives_a_storage_that_is_away_for_longer_than_its_tries(cluster: Cluster) -> None:
+    """
+    Setup: an upload that is received; then its storage is away, as a file system that is not mounted.
+    Do: have the job tried more often than it may fail; bring the storage back.
+    Expect: the upload is stored, with no failure counted.
+    """
+    upload_id = await cluster.create(5)
+    await cluster.send(cluster.a, upload_id, 0, b"12345")
+    away = cluster.store.root.rename(cluster.store.root.with_name("away"))
+    eager = RetryPolicy(first_delay=0, longest_wait=0, max_failures=2)
+    queue = Queue(cluster.database, "b")
+    worker = Worker(cluster.database, queue, cluster.b.handlers(), poll=0.05, retry=eager)
+    await worker.start()
+    async with asyncio.timeout(30):
+        while (await cluster.job()).attempts < 5:  # noqa: ASYNC110  # a row in a database is no event
+            await asyncio.sleep(0.01)
+    await worker.stop()
+    job = await cluster.job()
+    assert (job.failures, job.last_error) == (0, "Unavailable: the storage directory is away")
+    away.rename(cluster.store.root)
+    assert await cluster.content(upload_id) == b"12345"
+    assert cluster.files() == [object_key(upload_id, (await cluster.job()).attempts)]
 
 
 async def test_a_length_may_be_said_later_and_then_holds(cluster: Cluster) -> None:

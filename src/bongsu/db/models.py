@@ -176,7 +176,8 @@ class Job(Table, table=True):
     """A piece of work that must be done, whatever dies. Of one upload, or of the embedding application.
 
     `attempts` counts claims and is the fence: a worker owns the job while the row still has its attempt.
-    `failures` and `expiries` bound it, counted apart: that a replica was killed is not the job's fault.
+    `failures` and `expiries` bound it, counted apart: that a replica was killed is not the job's fault, nor
+    that the storage is away, which is bounded by time.
     """
 
     __tablename__ = "job"
@@ -202,6 +203,9 @@ class Job(Table, table=True):
     lease_owner: str | None = Field(default=None, sa_type=String(255))
     lease_until: datetime | None = Field(default=None, sa_type=UTCDateTime)
     run_after: datetime = Field(sa_type=UTCDateTime)
+    away_since: datetime | None = Field(
+        default=None, sa_type=UTCDateTime, description="When something it needs was first found away"
+    )
     last_error: str | None = Field(default=None, sa_type=Text, description="For the operator")
     created_at: datetime = Field(sa_type=UTCDateTime)
     finished_at: datetime | None = Field(default=None, sa_type=UTCDateTime, description="Done or dead since")

@@ -40,7 +40,9 @@ async def revive(session: AsyncSession, ids: Sequence[str] | None) -> Sequence[J
         statement = statement.where(col(Job.id).in_(ids))
     # Attempts go on: they are the fence against workers of the time before.
     revived = await session.execute(
-        statement.values(state="queued", run_after=clock(), failures=0, expiries=0, finished_at=None)
+        statement.values(
+            state="queued", run_after=clock(), failures=0, expiries=0, away_since=None, finished_at=None
+        )
         .returning(Job)
         .execution_options(synchronize_session=False)
     )

@@ -11,7 +11,7 @@ import asyncio
 from collections.abc import Collection
 from dataclasses import dataclass
 
-from sqlalchemy import Update, case, insert, or_, select, update
+from sqlalchemy import Update, case, func, insert, or_, select, update
 from sqlalchemy.ext.asyncio import AsyncSession
 from sqlmodel import col
 
@@ -37,6 +37,8 @@ class Lease:
     failures: int
     expiries: int
     payload: str | None = None
+    away: float = 0.0
+    """Seconds since something it needs was found to be away for the first time."""
 
 
 class Queue:
@@ -106,12 +108,18 @@ class Queue:
                 col(Job.failures),
                 col(Job.expiries),
                 col(Job.payload),
+                col(Job.away_since),
+                clock(),
             )
             .execution_options(synchronize_session=False)
         )
         async with self._database.transaction() as session:
             row = (await session.execute(statement)).one_or_none()
-        return None if row is None else Lease(*row)
+        if row is None:
+            return None
+        job_id, upload_id, kind, attempts, failures, expiries, payload, since, now = row
+        away = 0.0 if since is None else (now - since).total_seconds()
+        return Lease(job_id, upload_id, kind, attempts, failures, expiries, payload, away)
 
     async def renew(self, lease: Lease) -> None:
         """Extend the lease from now. Raises `LeaseLost`."""
@@ -131,6 +139,13 @@ class Queue:
         again = _ended(lease, "queued").values(
             failures=lease.failures + 1, run_after=clock(delay), last_error=error
         )
+        async with self._database.transaction() as session:
+            await self._change(session, lease, again)
+
+    async def postpone(self, lease: Lease, *, delay: float, error: str) -> None:
+        """Let the job run again in `delay` seconds: what it needs is away. Raises `LeaseLost`."""
+        since = func.coalesce(col(Job.away_since), clock())
+        again = _ended(lease, "queued").values(away_since=since, run_after=clock(delay), last_error=error)
         async with self._database.transaction() as session:
             await self._change(session, lease, again)
 

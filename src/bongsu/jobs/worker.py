@@ -15,7 +15,7 @@ from bongsu.db.session import Database, DatabaseUnavailable
 from bongsu.jobs.queue import Lease, LeaseLost, Queue
 from bongsu.jobs.retry import RetryPolicy
 
-__all__ = ["Chore", "Handler", "Rejected", "Worker"]
+__all__ = ["Chore", "Handler", "Rejected", "Unavailable", "Worker"]
 
 log = structlog.stdlib.get_logger(__name__)
 
@@ -49,6 +49,13 @@ class Rejected(Exception):
     """The work was done and says no: to try again would change nothing. The job is dead at once.
 
     The message is for whoever asked for the work, such as the person who uploaded a file.
+    """
+
+
+class Unavailable(Exception):
+    """Something that the work needs is away: a server, a storage. It says nothing about the work.
+
+    The job is tried again, at most a minute later, and for a day this counts as no failure.
     """
 
 
@@ -167,8 +174,9 @@ class Worker:
                 await self._queue.release(lease)
             raise
         except Exception as error:
-            # A rejection is a result, not a bug: nobody needs to see where in the code it was.
-            job.warning("a job failed", exc_info=None if isinstance(error, Rejected) else error)
+            # These are results, not bugs: nobody needs to see where in the code they were.
+            expected = isinstance(error, Rejected | Unavailable)
+            job.warning("a job failed", reason=_reason(error), exc_info=None if expected else error)
             try:
                 await self._fail(handler, lease, error)
             except (LeaseLost, DatabaseUnavailable) as unrecorded:
@@ -195,7 +203,11 @@ class Worker:
         await task
 
     async def _fail(self, handler: Handler, lease: Lease, error: Exception) -> None:
-        reason = f"{type(error).__name__}: {error}"
+        reason = _reason(error)
+        if isinstance(error, Unavailable | DatabaseUnavailable) and self._retry.waits(lease.away):
+            delay = self._retry.wait(lease.away, chance=random.random())
+            await self._queue.postpone(lease, delay=delay, error=reason)
+            return
         failures = lease.failures + 1
         tries_again = not isinstance(error, Rejected)
         if tries_again and not self._retry.exhausted(failures=failures, expiries=lease.expiries):
@@ -207,3 +219,7 @@ class Worker:
             await handler.give_up(session, lease, error)
         log.error("a job is dead", job=lease.job_id, upload=lease.upload_id, error=reason)
         await handler.gave_up(lease)
+
+
+def _reason(error: Exception) -> str:
+    return f"{type(error).__name__}: {error}"

@@ -7,7 +7,8 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass
 from typing import Final, TypeAlias, TypeVar
 
-from bongsu.jobs.worker import Rejected
+from bongsu.db.session import DatabaseUnavailable
+from bongsu.jobs.worker import Rejected, Unavailable
 from bongsu.uploads.record import UploadRecord
 from bongsu.uploads.stores.base import BATCH, Reader, Store, StoreError
 
@@ -74,7 +75,9 @@ class Hooks:
         return decorate
 
     async def run(self, upload: UploadRecord, store: Store, key: str) -> None:
-        """Ask each about the file at `key` in `store`. Raises `Rejected`, `HookFailed`, `StoreError`."""
+        """Ask each about the file at `key` in `store`. Raises `Rejected`, `HookFailed`, `StoreError`,
+        and `Unavailable`, whose message is for the caller.
+        """
         if not self._hooks:
             return
         reader = await store.open(key)
@@ -84,6 +87,8 @@ class Hooks:
                     await hook(ReceivedFile(f"{upload.id}:{name}", upload, reader))
                 except (Rejected, StoreError):
                     raise
+                except (Unavailable, DatabaseUnavailable) as error:
+                    raise Unavailable(f"the hook “{name}” waits for something that is away") from error
                 except Exception as error:
                     raise HookFailed(f"the hook “{name}” failed") from error
         finally:

@@ -13,12 +13,21 @@ from sqlalchemy.ext.asyncio import AsyncSession
 from bongsu.db.models import Upload, UploadLog
 from bongsu.db.session import Database
 from bongsu.jobs.queue import Lease, LeaseLost, Queue
-from bongsu.jobs.worker import Rejected
+from bongsu.jobs.worker import Rejected, Unavailable
 from bongsu.uploads import rows
 from bongsu.uploads.events import tell_changed
 from bongsu.uploads.hooks import HookFailed, Hooks
 from bongsu.uploads.record import UploadRecord
-from bongsu.uploads.stores.base import BATCH, Piece, Store, StoreError, object_key, segment_key
+from bongsu.uploads.stores.base import (
+    BATCH,
+    Piece,
+    Store,
+    StoreError,
+    StoreFull,
+    StoreUnavailable,
+    object_key,
+    segment_key,
+)
 from bongsu.uploads.types import HEAD, is_allowed, sniff
 
 __all__ = ["FINISH", "FinishUpload", "not_allowed"]
@@ -52,6 +61,12 @@ class FinishUpload:
         self._allowed_types = allowed_types
 
     async def run(self, lease: Lease) -> None:
+        try:
+            await self._attempt(lease)
+        except (StoreFull, StoreUnavailable) as error:
+            raise Unavailable(str(error)) from error
+
+    async def _attempt(self, lease: Lease) -> None:
         async with self._database.transaction() as session:
             upload = await rows.process(session, _upload(lease))
             if upload is None:
@@ -67,7 +82,7 @@ class FinishUpload:
                 raise Rejected(not_allowed(media_type))
             await self._ask_hooks(upload, key, sha256, media_type)
             await self._commit(lease, key, sha256, media_type)
-        except (LeaseLost, Rejected, HookFailed):
+        except (LeaseLost, Rejected, HookFailed, Unavailable):
             # Only where it is certain that this is not the winner: a commit may have happened whose answer
             # was lost.
             await self._store.delete(key)
@@ -98,7 +113,7 @@ class FinishUpload:
         record = UploadRecord.of(upload, None).model_copy(update=known)
         try:
             await self._hooks.run(record, self._store, key)
-        except HookFailed as error:
+        except (HookFailed, Unavailable) as error:
             async with self._database.transaction() as session:
                 held = await rows.hold(session, upload.id, f"Held: {error}; it is tried again.")
                 if held is not None:
@@ -157,7 +172,7 @@ class FinishUpload:
 
     async def give_up(self, session: AsyncSession, lease: Lease, error: Exception) -> None:
         # These are written for the caller; anything else is for the log and the job's row.
-        fit = isinstance(error, StoreError | HookFailed)
+        fit = isinstance(error, StoreError | HookFailed | Unavailable)
         reason = str(error) if fit else "an unexpected error, see the server's log"
         upload = await rows.fail(
             session,

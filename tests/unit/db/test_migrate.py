@@ -14,7 +14,7 @@ from bongsu.db.migrate import VERSION_TABLE, MigrationsPending, _config, migrate
 from bongsu.db.models import Table
 from bongsu.db.session import Database
 
-REVISIONS = ["0001", "0002", "0003"]
+REVISIONS = ["0001", "0002", "0003", "0004"]
 
 
 def differences(connection: Connection) -> list[object]:

@@ -20,6 +20,19 @@ def test_the_delay_doubles_up_to_a_limit_and_is_spread_over_its_upper_half(
     assert shortest < POLICY.delay(failures, chance=0.5) < longest
 
 
+@pytest.mark.parametrize(("away", "shortest", "longest"), [(0, 0.5, 1), (8, 4, 8), (80_000, 30, 60)])
+def test_what_is_away_is_looked_for_again_after_about_as_long_as_it_has_been(
+    away: float, shortest: float, longest: float
+) -> None:
+    assert POLICY.wait(away, chance=0.0) == shortest
+    assert POLICY.wait(away, chance=1.0) == longest
+
+
+def test_what_is_away_is_waited_for_for_a_day() -> None:
+    assert POLICY.waits(86_399)
+    assert not POLICY.waits(86_400)
+
+
 @pytest.mark.parametrize(
     ("failures", "expiries", "dead"), [(0, 0, False), (2, 4, False), (3, 0, True), (0, 5, True)]
 )

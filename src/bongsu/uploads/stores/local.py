@@ -71,7 +71,15 @@ class LocalStore:
         return FileWriter(path, descriptor, self._threads)
 
     async def compose(self, pieces: Sequence[Piece], key: str) -> None:
-        target = self._path(key)
+        try:
+            await self._compose(pieces, self._path(key))
+        except ObjectMissing:
+            if await self._threads.run((self.root / "segments").is_dir):
+                raise
+            # Nothing is lost: a file system that is not mounted looks like an empty one.
+            raise StoreUnavailable("the storage directory is away") from None
+
+    async def _compose(self, pieces: Sequence[Piece], target: Path) -> None:
         await self._threads.run(lambda: _make_room(target))
         filled = [piece for piece in pieces if piece.size]
         # Only the last segment can be shared: a frozen writer of an earlier one still has its file open, and
