@@ -182,7 +182,7 @@ class Bongsu:
             chores=[self._uploads.sweep],
         )
         application_queue = Queue(self.database, settings.replica, lease=settings.jobs.lease)
-        self.jobs = Jobs(self.database, application_queue)
+        self.jobs = Jobs(self.database, application_queue, time_limit=settings.jobs.time_limit)
         """Enqueues the embedding application's jobs in its own transactions."""
         # A worker of their own: jobs that take long must not keep uploads from being finished.
         self._application_worker = Worker(
@@ -293,17 +293,18 @@ class Bongsu:
         publication = Publication(msgspec.json.encode(data), patchable=rules.options.delta_publish)
         await self.node.publish(rules, publication)
 
-    def on_stored(self, name: str) -> Callable[[HookT], HookT]:
+    def on_stored(self, name: str, *, time_limit: float | None = None) -> Callable[[HookT], HookT]:
         """Decorator: ask `async def hook(file: ReceivedFile)` of each upload before its content is served.
 
-        To raise `Rejected` refuses the file for good; anything else that it raises is tried again. Every
+        To raise `Rejected` refuses the file for good; anything else that it raises is tried again, and so is
+        a hook that takes longer than `time_limit` seconds (None: BONGSU_UPLOAD__HOOK_TIME_LIMIT). Every
         replica has to register the same hooks. Raises ValueError for a wrong name, or one that is taken.
         """
-        return self._uploads.hooks.register(name)
+        return self._uploads.hooks.register(name, time_limit=time_limit)
 
-    def job(self, name: str) -> Callable[[JobFunctionT], JobFunctionT]:
+    def job(self, name: str, *, time_limit: float | None = None) -> Callable[[JobFunctionT], JobFunctionT]:
         """Decorator: run `async def function(job: JobRun)` for the jobs of that name; see `Jobs.register`."""
-        return self.jobs.register(name)
+        return self.jobs.register(name, time_limit=time_limit)
 
     # What the rooms are given
 

@@ -112,6 +112,31 @@ async def test_of_jobs_with_one_key_only_the_first_is_enqueued(world: World) -> 
     assert [job.payload for job in await world.all()] == ["1", "3", "4", "5", "6"]
 
 
+async def test_a_job_that_hangs_is_ended_and_has_failed(world: World) -> None:
+    """It kept one of the replica's few slots, and renewed its lease, for ever."""
+    ended = []
+
+    @world.jobs.register("hang", time_limit=0.05)
+    async def hang(job: JobRun) -> None:
+        try:
+            await asyncio.Event().wait()
+        finally:
+            ended.append(job.attempt)
+
+    @world.jobs.register("quick", time_limit=600)
+    async def quick(job: JobRun) -> None:
+        raise TimeoutError("of its own")
+
+    await world.enqueue("hang")
+    await world.enqueue("quick")
+    await world.run_until(lambda jobs: all(job.state == "dead" for job in jobs))
+    assert ended == [1, 2, 3]
+    assert [(job.failures, job.last_error) for job in await world.all()] == [
+        (2, "TimeLimitExceeded: it took longer than 0.05 seconds"),
+        (2, "TimeoutError: of its own"),
+    ]
+
+
 async def test_a_key_is_free_again_when_its_job_has_been_done_for_long_enough(world: World) -> None:
     @world.jobs.register("mail")
     async def mail(job: JobRun) -> None:

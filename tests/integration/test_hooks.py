@@ -59,6 +59,30 @@ async def test_content_is_served_once_every_hook_has_seen_all_of_it(
     ]
 
 
+async def test_a_hook_that_hangs_is_ended_and_holds_the_upload(database_url: str, tmp_path: Path) -> None:
+    ended = asyncio.Event()
+    async with (
+        serving(database_url, tmp_path / "files") as server,
+        httpx.AsyncClient(base_url=server.url, timeout=30) as client,
+    ):
+
+        @server.service.hooks.register("scan", time_limit=0.05)
+        async def scan(file: ReceivedFile) -> None:
+            try:
+                if not ended.is_set():
+                    await asyncio.Event().wait()
+            finally:
+                ended.set()
+
+        upload_id = (await client.post("/uploads", files={"file": ("a", b"content")})).json()["id"]
+        held = await server.until(lambda event: bool(event["upload"].get("error")))
+        assert (
+            held["upload"]["error"]
+            == "Held: the hook “scan” took longer than 0.05 seconds; it is tried again."
+        )
+        await server.stored(upload_id)
+
+
 async def test_a_hook_that_fails_holds_the_upload_and_says_so_until_it_passes(
     database_url: str, tmp_path: Path
 ) -> None:

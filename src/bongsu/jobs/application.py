@@ -18,7 +18,7 @@ from bongsu.db.columns import clock
 from bongsu.db.models import Job, new_id
 from bongsu.db.session import Database
 from bongsu.jobs.queue import Lease, Queue
-from bongsu.jobs.worker import Handler
+from bongsu.jobs.worker import Handler, time_limit
 
 __all__ = ["JobRun", "Jobs"]
 
@@ -69,18 +69,20 @@ class Jobs:
     `handlers` is what its worker runs; it grows with `register`.
     """
 
-    def __init__(self, database: Database, queue: Queue) -> None:
+    def __init__(self, database: Database, queue: Queue, *, time_limit: float = 600.0) -> None:
         self._database = database
         self._queue = queue
+        self._time_limit = time_limit
         self._handlers: dict[str, Handler] = {}
 
     @property
     def handlers(self) -> Mapping[str, Handler]:
         return self._handlers
 
-    def register(self, name: str) -> Callable[[_Function], _Function]:
+    def register(self, name: str, *, time_limit: float | None = None) -> Callable[[_Function], _Function]:
         """Decorator: run `async def function(job: JobRun)` for jobs of that name, on this replica.
 
+        An attempt is cancelled, and has failed, after `time_limit` seconds (None: BONGSU_JOBS__TIME_LIMIT).
         Up to 60 letters, digits, `_`, `.` and `-`. Raises ValueError for another name, or one that is
         registered already.
         """
@@ -89,7 +91,8 @@ class Jobs:
             raise ValueError(f"a job {name!r} is registered already")
 
         def decorate(function: _Function) -> _Function:
-            self._handlers[kind] = _Runner(name, function, self._database, self._queue)
+            limit = self._time_limit if time_limit is None else time_limit
+            self._handlers[kind] = _Runner(name, function, limit, self._database, self._queue)
             return function
 
         return decorate
@@ -143,9 +146,12 @@ class Jobs:
 class _Runner:
     """The `Handler` of one function."""
 
-    def __init__(self, name: str, function: JobFunction, database: Database, queue: Queue) -> None:
+    def __init__(
+        self, name: str, function: JobFunction, limit: float, database: Database, queue: Queue
+    ) -> None:
         self._name = name
         self._function = function
+        self._limit = limit
         self._database = database
         self._queue = queue
 
@@ -155,7 +161,8 @@ class _Runner:
 
         payload = None if lease.payload is None else msgspec.json.decode(lease.payload)
         run = JobRun(lease.job_id, self._name, payload, lease.attempt, complete, self._database)
-        await self._function(run)
+        async with time_limit(self._limit):
+            await self._function(run)
         if not run._completed:
             async with run.completing():
                 pass

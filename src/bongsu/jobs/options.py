@@ -30,4 +30,9 @@ class JobOptions(BaseModel):
     )
     poll: float = Field(5.0, gt=0, description="Seconds between looks for jobs that nobody rang for")
     lease: float = Field(30.0, ge=1, description="Seconds after which a dead replica's job is taken over")
+    time_limit: float = Field(
+        600.0,
+        gt=0,
+        description="Seconds after which an attempt is ended and counts as failed, unless the job says",
+    )
     kept: float = Field(86_400.0, ge=0, description="Seconds for which a done job, and so its key, is kept")

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import Awaitable, Callable, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from contextlib import asynccontextmanager, suppress
 from typing import Protocol
 
 import structlog
@@ -15,7 +15,7 @@ from bongsu.db.session import Database, DatabaseUnavailable
 from bongsu.jobs.queue import Lease, LeaseLost, Queue
 from bongsu.jobs.retry import RetryPolicy
 
-__all__ = ["Chore", "Handler", "Rejected", "Unavailable", "Worker"]
+__all__ = ["Chore", "Handler", "Rejected", "TimeLimitExceeded", "Unavailable", "Worker", "time_limit"]
 
 log = structlog.stdlib.get_logger(__name__)
 
@@ -57,6 +57,25 @@ class Unavailable(Exception):
 
     The job is tried again, at most a minute later, and for a day this counts as no failure.
     """
+
+
+class TimeLimitExceeded(Exception):
+    """An attempt took too long, and was ended."""
+
+
+@asynccontextmanager
+async def time_limit(seconds: float) -> AsyncIterator[None]:
+    """Cancel what runs in the block when it takes longer, and raise `TimeLimitExceeded` once it has ended.
+
+    The cause shows where it was. Without a limit a call that hangs would keep its slot and its job for ever.
+    """
+    try:
+        async with asyncio.timeout(seconds) as limit:
+            yield
+    except TimeoutError as error:
+        if limit.expired():
+            raise TimeLimitExceeded(f"it took longer than {seconds:g} seconds") from error
+        raise
 
 
 class JobAbandoned(Exception):

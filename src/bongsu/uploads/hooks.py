@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Final, TypeAlias, TypeVar
 
 from bongsu.db.session import DatabaseUnavailable
-from bongsu.jobs.worker import Rejected, Unavailable
+from bongsu.jobs.worker import Rejected, TimeLimitExceeded, Unavailable, time_limit
 from bongsu.uploads.record import UploadRecord
 from bongsu.uploads.stores.base import BATCH, Reader, Store, StoreError
 
@@ -18,7 +18,7 @@ _NAME: Final = re.compile(r"[A-Za-z0-9_.-]{1,60}", re.ASCII)
 
 
 class HookFailed(Exception):
-    """A hook raised. The message names it and is for the caller; what it raised is the cause."""
+    """A hook raised, or took too long. The message names it and is for the caller; the cause for the log."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,12 +56,13 @@ _HookT = TypeVar("_HookT", bound=Hook)
 
 
 class Hooks:
-    """The hooks of this replica, in the order in which they were registered."""
+    """The hooks of this replica, in the order in which they were registered. `time_limit` in seconds."""
 
-    def __init__(self) -> None:
-        self._hooks: dict[str, Hook] = {}
+    def __init__(self, *, time_limit: float = 600.0) -> None:
+        self._time_limit = time_limit
+        self._hooks: dict[str, tuple[Hook, float]] = {}
 
-    def register(self, name: str) -> Callable[[_HookT], _HookT]:
+    def register(self, name: str, *, time_limit: float | None = None) -> Callable[[_HookT], _HookT]:
         """Decorator of `async def hook(file: ReceivedFile)`. Raises ValueError for a bad or a used name."""
         if _NAME.fullmatch(name) is None:
             raise ValueError(f"a hook's name has 1 to 60 letters, digits, _, . and -: {name!r} is none")
@@ -69,7 +70,7 @@ class Hooks:
             raise ValueError(f"a hook {name!r} is registered already")
 
         def decorate(hook: _HookT) -> _HookT:
-            self._hooks[name] = hook
+            self._hooks[name] = hook, self._time_limit if time_limit is None else time_limit
             return hook
 
         return decorate
@@ -82,13 +83,16 @@ class Hooks:
             return
         reader = await store.open(key)
         try:
-            for name, hook in self._hooks.items():
+            for name, (hook, limit) in self._hooks.items():
                 try:
-                    await hook(ReceivedFile(f"{upload.id}:{name}", upload, reader))
+                    async with time_limit(limit):
+                        await hook(ReceivedFile(f"{upload.id}:{name}", upload, reader))
                 except (Rejected, StoreError):
                     raise
                 except (Unavailable, DatabaseUnavailable) as error:
                     raise Unavailable(f"the hook “{name}” waits for something that is away") from error
+                except TimeLimitExceeded as error:
+                    raise HookFailed(f"the hook “{name}” took longer than {limit:g} seconds") from error
                 except Exception as error:
                     raise HookFailed(f"the hook “{name}” failed") from error
         finally:

@@ -60,6 +60,12 @@ class UploadOptions(BaseModel):
     job_poll: float = Field(5.0, gt=0, description="Seconds between looks for jobs that nobody rang for")
     job_lease: float = Field(30.0, ge=1, description="Seconds after which a dead replica's job is taken over")
 
+    hook_time_limit: float = Field(
+        600.0,
+        gt=0,
+        description="Seconds after which a hook is ended and has failed, unless it says another time",
+    )
+
     @field_validator("allowed_types")
     @classmethod
     def _are_types(cls, types: list[str]) -> list[str]:

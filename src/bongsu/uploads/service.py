@@ -68,7 +68,7 @@ class UploadService:
     ) -> None:
         """`ask` None: there are no other replicas. `open_to_all` (`--dev`): anybody may read any upload."""
         self.options = options
-        self.hooks = Hooks()
+        self.hooks = Hooks(time_limit=options.hook_time_limit)
         self._database = database
         self._store = store
         self._jobs = jobs
