@@ -532,6 +532,21 @@ async def test_only_what_is_harmless_by_its_content_is_shown_and_the_rest_is_sav
         assert headers["x-content-type-options"] == "nosniff"
 
 
+async def test_text_says_that_it_is_utf8_where_it_is(serve: Serve, client: httpx.AsyncClient) -> None:
+    """Browsers guess what no charset says, and showed Korean text as Latin letters."""
+    server = await serve()
+    for content, shown in (
+        ("안녕하세요".encode(), "text/plain; charset=utf-8"),
+        ("안녕하세요".encode("cp949"), "text/plain"),
+    ):
+        answer = await client.put(f"{server.url}/uploads?filename=a.txt", content=content)
+        address = f"{server.url}/uploads/{(await server.stored(answer.json()['id']))['id']}/content"
+        for headers in ({}, {"range": "bytes=3-5"}):
+            got = await client.get(address, headers=headers)
+            assert got.headers["content-type"] == shown
+            assert got.content == (content[3:6] if headers else content)
+
+
 async def test_types_that_are_not_on_the_list_are_refused_by_their_content(
     serve: Serve, client: httpx.AsyncClient
 ) -> None:

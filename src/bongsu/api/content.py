@@ -15,6 +15,7 @@ from bongsu.uploads.names import OCTET_STREAM
 from bongsu.uploads.ranges import parse_range
 from bongsu.uploads.record import UploadRecord
 from bongsu.uploads.stores import Reader
+from bongsu.uploads.types import HEAD, is_utf8
 
 __all__ = ["content_response"]
 
@@ -47,6 +48,9 @@ async def content_response(request: Request, record: UploadRecord, reader: Reade
                 (start, end), status = chosen, 206
                 headers["content-range"] = f"bytes {start}-{end - 1}/{reader.size}"
         headers["content-length"] = str(end - start)
+        if headers["content-type"] == "text/plain" and is_utf8(await reader.read(0, HEAD)):
+            # Browsers guess what is not said. What else it may be we do not know either, and say nothing.
+            headers["content-type"] = "text/plain; charset=utf-8"
         if request.method == "HEAD":
             await reader.close()
             return Response(status_code=status, headers=headers)

@@ -6,6 +6,7 @@ binary formats are those of `puremagic`.
 
 from __future__ import annotations
 
+import codecs
 import re
 from collections.abc import Sequence
 from typing import Final
@@ -14,7 +15,7 @@ import puremagic
 
 from bongsu.uploads.names import OCTET_STREAM
 
-__all__ = ["HEAD", "is_allowed", "sniff"]
+__all__ = ["HEAD", "is_allowed", "is_utf8", "sniff"]
 
 HEAD: Final = 4096
 """Bytes that are looked at."""
@@ -58,6 +59,16 @@ def sniff(head: bytes, declared: str) -> str:
     if _BINARY.search(head):
         return OCTET_STREAM
     return declared if _TEXT_TYPES.fullmatch(declared) and declared not in _MARKUP else "text/plain"
+
+
+def is_utf8(head: bytes) -> bool:
+    """Whether a text that begins with `head` (`HEAD` bytes, or all it has) is UTF-8, as far as that tells."""
+    head = head[:HEAD]
+    try:
+        codecs.getincrementaldecoder("utf-8")().decode(head, final=len(head) < HEAD)
+    except UnicodeDecodeError:
+        return False
+    return True
 
 
 def is_allowed(media_type: str, patterns: Sequence[str]) -> bool:

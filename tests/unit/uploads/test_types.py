@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bongsu.uploads.types import HEAD, is_allowed, sniff
+from bongsu.uploads.types import HEAD, is_allowed, is_utf8, sniff
 
 PNG = b"\x89PNG\r\n\x1a\n" + bytes(50)
 JPEG = b"\xff\xd8\xff\xe0\x00\x10JFIF\x00" + bytes(50)
@@ -67,6 +67,21 @@ def test_comments_without_end_cost_no_time() -> None:
 
 def test_only_the_beginning_is_looked_at() -> None:
     assert sniff(b"x" * HEAD + bytes(5), "text/plain") == "text/plain"
+
+
+@pytest.mark.parametrize(
+    ("head", "utf8"),
+    [
+        (b"", True),
+        ("안녕하세요".encode(), True),
+        ("안녕하세요".encode("cp949"), False),
+        ("안녕".encode()[:-1], False),  # that is all there is, and its last character is cut
+        (b"x" * (HEAD - 1) + "안".encode(), True),  # the look ends within a character
+        (b"x" * HEAD + b"\xff", True),
+    ],
+)
+def test_text_is_utf8_as_far_as_its_first_bytes_tell(head: bytes, utf8: bool) -> None:
+    assert is_utf8(head) is utf8
 
 
 @given(st.binary(max_size=200), st.sampled_from(["image/png", "text/plain", OCTETS]))
