@@ -9,7 +9,7 @@ from __future__ import annotations
 from datetime import UTC, datetime
 from typing import Any
 
-from sqlalchemy import DateTime, Float, literal
+from sqlalchemy import BindParameter, DateTime, Float, literal
 from sqlalchemy.engine import Dialect
 from sqlalchemy.ext.compiler import compiles
 from sqlalchemy.sql.compiler import SQLCompiler
@@ -45,8 +45,9 @@ class clock(FunctionElement[datetime]):
     type = UTCDateTime()
     name = "clock"
 
-    def __init__(self, seconds: float = 0.0) -> None:
-        super().__init__(literal(float(seconds), Float()))
+    def __init__(self, seconds: float | BindParameter[float] = 0.0) -> None:
+        given = isinstance(seconds, BindParameter)
+        super().__init__(seconds if given else literal(float(seconds), Float()))
 
 
 @compiles(clock, "postgresql")

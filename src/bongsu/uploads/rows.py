@@ -11,7 +11,21 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Final
 
-from sqlalchemy import ColumnElement, Select, Update, delete, func, insert, or_, select, text, tuple_, update
+from sqlalchemy import (
+    ColumnElement,
+    Float,
+    Select,
+    Update,
+    bindparam,
+    delete,
+    func,
+    insert,
+    or_,
+    select,
+    text,
+    tuple_,
+    update,
+)
 from sqlalchemy.ext.asyncio import AsyncSession
 from sqlmodel import col
 
@@ -56,6 +70,25 @@ MAX_EPOCHS: Final = 10_000
 _SEGMENT = text(
     "INSERT INTO upload_segment (upload_id, epoch, size) VALUES (:upload_id, :epoch, :size) "
     "ON CONFLICT (upload_id, epoch) DO UPDATE SET size = excluded.size"
+)
+
+# Made once: it is executed 128 times a GiB, and making it and finding it compiled is half of its cost.
+_PROGRESS: Final = (
+    update(Upload)
+    .where(
+        col(Upload.id) == bindparam("of"),
+        col(Upload.state) == "receiving",
+        col(Upload.epoch) == bindparam("of_epoch"),
+    )
+    .values(
+        size=bindparam("now_size"),
+        holder=bindparam("now_holder"),
+        reserved=bindparam("now_reserved"),
+        touched_at=clock(),
+        expires_at=clock(bindparam("lifetime", type_=Float())),
+    )
+    .returning(Upload)
+    .execution_options(synchronize_session=False, populate_existing=True)
 )
 
 
@@ -149,15 +182,18 @@ async def progress(
     None: the writer of this epoch does not own the upload any more. Raises `Problem(QUOTA_EXCEEDED)` when the
     upload has no length and has outgrown what was reserved for it.
     """
-    current = await _update(
-        session,
-        is_receiving(upload),
-        size=size,
-        holder=holder,
-        reserved=max(size, upload.reserved),
-        touched_at=clock(),
-        expires_at=clock(lifetime),
+    result = await session.execute(
+        _PROGRESS,
+        {
+            "of": upload.id,
+            "of_epoch": upload.epoch,
+            "now_size": size,
+            "now_holder": holder,
+            "now_reserved": max(size, upload.reserved),
+            "lifetime": lifetime,
+        },
     )
+    current = result.scalar_one_or_none()
     if current is None:
         return None
     if segment:
