@@ -30,6 +30,7 @@ from bongsu.api.uploads import uploads_router
 from bongsu.auth import TokenVerifier
 from bongsu.brokers import Broker, adapt, broker_from_url
 from bongsu.brokers.base import Appended, BrokerError, Relayed, Streams
+from bongsu.db.alone import used_alone
 from bongsu.db.migrate import migrate, require_migrated
 from bongsu.db.outbox import Outbox
 from bongsu.db.session import Database, DatabaseUnavailable
@@ -251,6 +252,11 @@ class Bongsu:
             with _naming("BONGSU_DATABASE_URL", self.settings.database_url):
                 await self._open_database()
             stack.push_async_callback(self.database.stop)
+            if self.node.broker.kind == "memory" and not stack.enter_context(used_alone(self.database)):
+                log.warning(
+                    "another server uses this database, and with memory:// neither hears the other's events: "
+                    "set BONGSU_BROKER_URL to one Redis for both, or another BONGSU_DATABASE_URL for one"
+                )
             with _naming("BONGSU_STORAGE_URL", self.settings.storage_url):
                 await self._store.start()
             stack.push_async_callback(self._store.stop)
