@@ -54,6 +54,9 @@ def pair(
         "BONGSU_DATABASE_URL": postgres_url,
         "BONGSU_STORAGE_URL": f"file://{tmp_path}/files",
         "BONGSU_UPLOAD__JOB_POLL": "0.2",
+        # Nothing comes about in time by itself: no lease and no patience ends while a test waits.
+        "BONGSU_UPLOAD__JOB_LEASE": "600",
+        "BONGSU_UPLOAD__READ_TIMEOUT": "600",
     }
     pair = Pair(bongsu_server(**shared), bongsu_server(**shared))
 
@@ -79,12 +82,14 @@ def test_what_another_replica_holds_is_told_taken_over_and_not_sent_again(pair: 
     """
     Setup: a request on a that has brought 3 MiB, less than a commit, and stands still.
     Do: ask b for the offset; go on there.
-    Expect: nothing is sent twice; the request on a is answered 409; the file is whole.
+    Expect: nothing is sent twice; the request on a is answered 409; the file is whole. All because b asks a,
+    which by itself would commit no byte of it, and keep the request for 600 s.
     """
     content = os.urandom(5 * MIB)
     path = pair.create(len(content))
     with standing_still(pair.a, path, content[: 3 * MIB], len(content)) as connection:
-        wait_until(lambda: pair.offset(pair.b, path) == 3 * MIB, within=30, what="3 MiB to be told by b")
+        wait_until(lambda: pair.offset(pair.b, path) == 3 * MIB, within=20, what="3 MiB to be told by b")
+        connection.settimeout(20)
         answer = pair.append(pair.b, path, 3 * MIB, content[3 * MIB :])
         assert (answer.status_code, answer.headers["upload-offset"]) == (204, str(len(content)))
         assert connection.recv(4096).startswith(b"HTTP/1.1 409")
