@@ -4,11 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import json
 import os
 import re
 import subprocess
+from asyncio import as_completed
 from collections import Counter
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import AsyncExitStack, asynccontextmanager
+from itertools import islice
+from urllib.parse import urlsplit
 
 import httpx
 from deploy.cluster import Cluster
@@ -32,6 +37,34 @@ async def upload(http: httpx.AsyncClient, base: str, content: bytes, name: str =
     assert answer.status_code == 200, answer.text
     assert answer.json()["message"] == "파일 업로드 중..."
     return str(answer.json()["id"])
+
+
+@asynccontextmanager
+async def unfinished_uploads(
+    http: httpx.AsyncClient, cluster: Cluster, *, count: int
+) -> AsyncIterator[tuple[Counter[str], list[asyncio.Task[bytes]]]]:
+    """Uploads through nginx that stop in the middle: how many each replica has, and their answers to come."""
+    address = urlsplit(cluster.url)
+    head = f"PUT /uploads?filename=half HTTP/1.1\r\nHost: {address.netloc}\r\nConnection: close\r\n"
+    async with AsyncExitStack() as closing, asyncio.TaskGroup() as tasks:
+        answers = []
+        for _ in range(count):
+            reader, writer = await asyncio.open_connection(address.hostname, address.port)
+            closing.callback(writer.close)
+            writer.write(f"{head}Content-Length: 1000\r\n\r\nhalf".encode())
+            answers.append(tasks.create_task(reader.read()))
+        receivers: Counter[str] = Counter()
+
+        async def all_have_arrived() -> bool:
+            rows = (await http.get(f"{cluster.url}/uploads")).json()["uploads"]
+            receivers.clear()
+            receivers.update(row["received_by"] for row in rows)
+            return receivers.total() == count
+
+        await eventually(all_have_arrived, f"{count} uploads begun")
+        yield receivers, answers
+        for answer in answers:
+            answer.cancel()
 
 
 async def stored(http: httpx.AsyncClient, base: str, upload_id: str) -> dict[str, object]:
@@ -107,17 +140,24 @@ async def test_a_killed_replicas_clients_reconnect_at_once_and_nobody_else_notic
 ) -> None:
     """
     Setup: two replicas, ten clients through nginx, five on each. Do: kill -9 replica-1. Expect: its five
-    come back on the first try, on replica-2; the other five are undisturbed and hear everything; an upload
-    is stored; replica-1 started again takes its share.
+    come back on the first try, on replica-2; the other five are undisturbed and hear everything; who had a
+    request there is told so in the form of our errors; an upload is stored; replica-1 started again takes its
+    share.
     """
     clients = [await listen(f"{pair.ws_url}/ws") for _ in range(10)]
     lost = [client for client in clients if client.replica == "replica-1"]
     others = [client for client in clients if client.replica == "replica-2"]
     assert len(lost) == len(others) == 5
 
-    pair.replica(1).kill()
-    for client in lost:
-        await client.loses_its_connection()
+    async with unfinished_uploads(http, pair, count=4) as (receivers, answers):
+        pair.replica(1).kill()
+        for client in lost:
+            await client.loses_its_connection()
+        for told in [await next_one for next_one in islice(as_completed(answers), receivers["replica-1"])]:
+            head, _, body = told.partition(b"\r\n\r\n")
+            assert head.startswith(b"HTTP/1.1 502 ")
+            assert b"application/problem+json" in head
+            assert json.loads(body)["code"] == "replica_gone"
     back = [await listen(f"{pair.ws_url}/ws") for _ in lost]
     assert {client.replica for client in back} == {"replica-2"}
 
