@@ -394,6 +394,9 @@ class Bongsu:
             hint = "Open it with a WebSocket handshake (RFC 6455)."
             await answer(Problem(problems.UPGRADE_REQUIRED, hint), send)
             return
+        if scope["method"] == "HEAD" and path in _PROBES:
+            # FastAPI's routes answer GET alone; that a HEAD has no body is the server's business.
+            scope = {**scope, "method": "GET"}
         await self._http(scope, receive, send)
 
     async def _websocket(self, scope: Scope, receive: Receive, send: Send, path: str) -> None:
@@ -431,6 +434,7 @@ class Bongsu:
         await send({"type": "lifespan.shutdown.complete"})
 
 
+_PROBES = frozenset({"/livez", "/readyz", "/status", "/metrics"})
 _WITH_HEADERS = frozenset({"http.response.start", "websocket.accept", "websocket.http.response.start"})
 
 
