@@ -15,6 +15,7 @@ from asyncio.subprocess import PIPE, Process
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager, suppress
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import httpx
 import pytest
@@ -225,6 +226,26 @@ async def test_serve_in_development_prints_the_key_it_made_and_the_key_works(
     assert (await run("publish", "broadcast", "1", env=env))[0] == 0
     server.stop()
     assert server.log().count(made[1]) == 1
+
+
+async def test_serve_on_a_port_that_is_taken_says_so_at_once_and_touches_nothing(
+    server: RunningServer, tmp_path: Path
+) -> None:
+    port = urlsplit(server.url).port
+    database = tmp_path / "untouched.db"
+    env = environment(server, BONGSU_DATABASE_URL=f"sqlite+aiosqlite:///{database}")
+    code, out, err = await run("serve", "--dev", "--port", str(port), env=env)
+    assert (code, out) == (1, "")
+    assert f"cannot listen on 127.0.0.1:{port}: Address already in use; choose another port" in err
+    assert not database.exists()
+
+
+async def test_probes_may_ask_with_head(server: RunningServer) -> None:
+    async with httpx.AsyncClient(base_url=server.url) as client:
+        for path in ("/livez", "/readyz", "/status", "/metrics"):
+            asked, got = await client.head(path), await client.get(path)
+            assert (asked.status_code, asked.content) == (got.status_code, b"")
+            assert asked.headers["content-type"] == got.headers["content-type"]
 
 
 async def test_upload_waits_until_each_file_is_stored_and_prints_its_hash(

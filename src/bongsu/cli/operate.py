@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import gc
 import ipaddress
+import socket
 import sys
 import time
 from collections.abc import Iterator
@@ -58,6 +59,7 @@ def serve(
         settings = load(**{name: value for name, value in given.items() if value is not None})
     except SettingsError as error:
         fail_with(error)
+    _require_free(settings.host, settings.port)
     if settings.dev:
         _say_what_dev_means(settings)
     gc.disable()  # a tenth of the start would be its rounds, though nothing is garbage; the server enables it
@@ -182,6 +184,20 @@ def fail_with(error: SettingsError) -> NoReturn:
         stderr.print(f"  • {escape(one_line(problem))}")
     stderr.print("[dim]All settings: docs/settings.md, or `bongsu check --dev`[/dim]")
     raise typer.Exit(Exit.FAILED)
+
+
+def _require_free(host: str, port: int) -> None:
+    """End the command if nobody can listen there: without this the whole server would start to find out."""
+    try:
+        for family, kind, protocol, _, address in socket.getaddrinfo(
+            host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+        ):
+            with socket.socket(family, kind, protocol) as probe:
+                probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+                probe.bind(address)
+    except OSError as error:
+        choose = "choose another port: --port, BONGSU_PORT or make run PORT=…"
+        fail(f"cannot listen on {host}:{port}: {error.strerror}; {choose}")
 
 
 def _say_what_dev_means(settings: Settings) -> None:
