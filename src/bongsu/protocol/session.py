@@ -320,8 +320,11 @@ class Session:
     @property
     def deadline(self) -> float | None:
         """When `tick` is due, if ever; it may have moved after any call."""
-        times = (self._close_at, self._ping_at, self._pong_by, *self._expiring.values())
-        return min((at for at in times if at is not None), default=None)
+        earliest = min(self._expiring.values()) if self._expiring else None
+        for at in (self._close_at, self._ping_at, self._pong_by):
+            if at is not None and (earliest is None or at < earliest):
+                earliest = at
+        return earliest
 
     def tick(self, *, now: float) -> list[Action]:
         """What is due at `now`. Early and repeated calls do no harm."""

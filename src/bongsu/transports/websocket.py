@@ -69,7 +69,8 @@ class WebSocketTransport:
 def _choices(scope: Scope) -> tuple[Codec, str | None, bool]:
     """Encoding, subprotocol to echo, and whether the transport's own pings are wanted."""
     offered = scope.get("subprotocols") or []
-    query = parse_qs(scope.get("query_string", b"").decode("latin-1"))
+    asked_in_url = scope.get("query_string", b"")
+    query = parse_qs(asked_in_url.decode("latin-1")) if asked_in_url else {}
     known = (PROTOBUF_SUBPROTOCOL, JSON_SUBPROTOCOL)
     subprotocol = next((name for name in offered if name in known), None)
     asked = {*query.get("format", ()), *query.get("cf_protocol", ())}
