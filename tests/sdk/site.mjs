@@ -15,7 +15,13 @@ export class Site {
   constructor({ Centrifuge, transport, encoding, base, api, sign, cut, mend, options = {} }) {
     Object.assign(this, { transport, encoding, api, sign, cut, mend });
     this._Centrifuge = Centrifuge;
-    this._options = { ...options, emulationEndpoint: `${base}/emulation`, minReconnectDelay: 20, maxReconnectDelay: 500 };
+    this._options = {
+      ...options,
+      emulationEndpoint: `${base}/emulation`,
+      minReconnectDelay: 20,
+      maxReconnectDelay: 500,
+      timeout: PATIENCE, // for the answer to a command; 5 s by default
+    };
     const scheme = transport === 'websocket' ? base.replace('http', 'ws') : base;
     this._endpoints = [{ transport, endpoint: `${scheme}/connection/${transport}` }];
     this._clients = [];
