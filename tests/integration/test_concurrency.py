@@ -14,6 +14,7 @@ from tests.integration.serving import DEADLINE, serving
 from websockets.asyncio.client import ClientConnection, connect
 
 import bongsu
+from bongsu.node.connection import MAX_WAITING
 from bongsu.node.handlers import Caller
 from bongsu.settings import load
 
@@ -126,3 +127,26 @@ async def test_commands_begin_in_their_order_all_the_same(
         assert answers[41]["error"]["code"] == 103
         kept = [one["data"] for one in answers[43]["history"]["publications"]]
         assert kept == list(range(3, 40))
+
+
+@pytest.mark.parametrize("waiting", [1, 2 * MAX_WAITING], ids=["a command", "more than are read"])
+async def test_a_pong_has_no_turn_to_wait_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, waiting: int
+) -> None:
+    """Pongs waited behind the command that was under way, and clients that had answered were closed (3012)."""
+    monkeypatch.setenv("BONGSU_CLIENT__PING_INTERVAL", "1s")
+    monkeypatch.setenv("BONGSU_CLIENT__PONG_TIMEOUT", "900ms")
+    async with connected(tmp_path, monkeypatch, concurrency=1) as (app, socket):
+        gate = Gate(app)
+        await say(socket, *(rpc(id, "wait") for id in range(2, 2 + waiting)))
+        pings, replies = 0, []
+        while len(replies) < waiting:
+            for message in await messages(socket, 1):
+                if message:
+                    replies.append(message["id"])
+                    continue
+                pings += 1
+                await say(socket, {})
+                if pings == 3:
+                    gate.open.set()
+        assert replies == list(range(2, 2 + waiting))

@@ -153,6 +153,7 @@ class Connection:
     def take(self, received: list[Command]) -> None:
         """Commands, each in its turn."""
         self.services.count_received(len(received))
+        received = [command for command in received if not self.session.take_pong(command)]
         if self.key and not self._reading:
             # A socket is left unread meanwhile; requests come all the same.
             self._unasked += 1
@@ -162,6 +163,7 @@ class Connection:
         self._jobs.extend(received)
         if len(self._jobs) > MAX_WAITING and self._reading:
             self._reading = False
+            self.session.heard(False, now=asyncio.get_running_loop().time())
             self.client.pause_reading()
         self._work()
 
@@ -239,6 +241,8 @@ class Connection:
         if not self._reading and not self._jobs:
             self._reading = True
             self._unasked = 0
+            self.session.heard(True, now=asyncio.get_running_loop().time())
+            self._set_timer()
             self.client.resume_reading()
 
     def _has_room(self, job: Job) -> bool:

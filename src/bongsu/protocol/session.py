@@ -91,13 +91,14 @@ class Session:
     __slots__ = (
         "_close_at",
         "_expiring",
+        "_is_heard",
         "_options",
         "_ping_at",
         "_pong_by",
+        "_pongs_due",
         "_refreshable",
         "_state",
         "_subscriptions",
-        "_waits_for_pong",
     )
 
     def __init__(self, options: SessionOptions, *, now: float) -> None:
@@ -106,7 +107,8 @@ class Session:
         self._close_at: float | None = now + options.stale_close_delay  # stale, then expiry
         self._ping_at: float | None = None
         self._pong_by: float | None = None
-        self._waits_for_pong = False
+        self._pongs_due = 0
+        self._is_heard = True
         self._refreshable = False
         self._subscriptions: dict[str, _Subscription] = {}
         self._expiring: dict[str, float] = {}  # channel -> when its subscription ends unless refreshed
@@ -116,8 +118,7 @@ class Session:
     def receive(self, command: Command, *, now: float) -> list[Action]:
         """What to do about `command`. After a close, nothing any more.
 
-        A deadline that the node's timer has not come to yet holds here too. Not so for a pong: it may have
-        waited, unread, behind a loop that was busy, and clients must not pay for that.
+        A deadline that the node's timer has not come to yet holds here too.
         """
         if self._state is _State.CLOSED:
             return []
@@ -129,9 +130,27 @@ class Session:
                 self._state = _State.AUTHENTICATING
                 return [Authenticate(command.id, request)]
             return self.close(errors.BAD_REQUEST)
-        if not command.id and not isinstance(request, SendRequest):
-            return self._pong()
+        if _is_pong(command):
+            return [] if self.take_pong(command) else self.close(errors.BAD_REQUEST)
         return self._command(command.id, request)
+
+    def take_pong(self, command: Command) -> bool:
+        """Whether `command` answers a ping; it is done with then. Ask when it is read: it has no turn to wait for.
+
+        However late it is: it may have waited, unread, behind a loop that was busy, and clients must not pay for
+        that.
+        """
+        if not (self._pongs_due and _is_pong(command)):
+            return False
+        self._pongs_due -= 1
+        self._pong_by = None
+        return True
+
+    def heard(self, is_heard: bool, *, now: float) -> None:
+        """Whether what the client says is read now. While it is not, a pong may lie there: none is missed."""
+        self._is_heard = is_heard
+        waits = is_heard and self._pongs_due and self._options.pong_timeout
+        self._pong_by = now + self._options.pong_timeout if waits else None
 
     def publishes(self, command: Command) -> bool:
         """Whether `command`, if received now, is performed as a publication: not answered here, no close."""
@@ -142,13 +161,6 @@ class Session:
             and bool(command.id and request.channel)
             and not request.type
         )
-
-    def _pong(self) -> list[Action]:
-        if not self._waits_for_pong:
-            return self.close(errors.BAD_REQUEST)
-        self._waits_for_pong = False
-        self._pong_by = None
-        return []
 
     def _command(self, id: int, request: Request | None) -> list[Action]:
         match request:
@@ -342,15 +354,21 @@ class Session:
             actions.append(ExpireSubscription(channel))
         if self._ping_at is not None and now >= self._ping_at:
             self._ping_at = now + self._options.ping_interval
-            self._waits_for_pong = True
             if self._options.pong_timeout:
-                self._pong_by = now + self._options.pong_timeout
+                self._pongs_due += 1
+                self._pong_by = now + self._options.pong_timeout if self._is_heard else None
+            else:
+                self._pongs_due = 1
             actions.append(Ping())
         return actions
 
     def _time_out(self) -> list[Action]:
         connected = self._state is _State.CONNECTED
         return self.close(errors.CONNECTION_EXPIRED if connected else errors.STALE)
+
+
+def _is_pong(command: Command) -> bool:
+    return not command.id and not isinstance(command.request, SendRequest)
 
 
 def _error(id: int, error: Error) -> Send:

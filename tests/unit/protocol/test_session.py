@@ -188,6 +188,33 @@ def test_a_pong_read_late_counts_where_the_timer_was_late_too() -> None:
     assert session.tick(now=40) == []
 
 
+def test_a_pong_is_taken_when_it_is_read_and_only_where_it_answers_a_ping() -> None:
+    session = connected()
+    assert not session.take_pong(PONG)
+    session.tick(now=20)
+    assert not session.take_pong(Command(7, PresenceRequest("c")))
+    assert session.take_pong(PONG)
+    assert not session.take_pong(PONG)
+    assert session.tick(now=28) == []
+
+
+def test_no_pong_is_missed_while_nothing_is_read() -> None:
+    session = connected()
+    session.tick(now=20)
+    session.heard(False, now=21)
+    assert session.tick(now=30) == []
+    assert session.tick(now=45) == [Ping()]
+    assert session.tick(now=60) == []
+    session.heard(True, now=61)
+    # Both pongs lay there; from now on one that is missing counts again.
+    assert [session.take_pong(PONG) for _ in range(3)] == [True, True, False]
+    assert session.tick(now=70) == [Ping()]
+    session.heard(False, now=71)
+    session.heard(True, now=72)
+    assert session.tick(now=79) == []
+    assert session.tick(now=80) == [Close(errors.NO_PONG)]
+
+
 def test_without_a_pong_timeout_pings_go_out_unanswered() -> None:
     session = connected(SessionOptions(pong_timeout=0))
     assert session.tick(now=20) == [Ping()]
