@@ -133,7 +133,7 @@ async def test_commands_begin_in_their_order_all_the_same(
 async def test_a_pong_has_no_turn_to_wait_for(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, waiting: int
 ) -> None:
-    """Pongs waited behind the command that was under way, and clients that had answered were closed (3012)."""
+    """Pongs waited behind a command that was under way, and clients that had answered were closed (3012)."""
     monkeypatch.setenv("BONGSU_CLIENT__PING_INTERVAL", "1s")
     monkeypatch.setenv("BONGSU_CLIENT__PONG_TIMEOUT", "900ms")
     async with connected(tmp_path, monkeypatch, concurrency=1) as (app, socket):

@@ -135,10 +135,10 @@ class Session:
         return self._command(command.id, request)
 
     def take_pong(self, command: Command) -> bool:
-        """Whether `command` answers a ping; it is done with then. Ask when it is read: it has no turn to wait for.
+        """Whether `command` answers a ping; it is done with then. Ask when it is read: it waits for no turn.
 
-        However late it is: it may have waited, unread, behind a loop that was busy, and clients must not pay for
-        that.
+        However late it is: it may have waited, unread, behind a loop that was busy, and clients must not pay
+        for that.
         """
         if not (self._pongs_due and _is_pong(command)):
             return False
