@@ -139,7 +139,8 @@ async def test_a_pong_has_no_turn_to_wait_for(
     async with connected(tmp_path, monkeypatch, concurrency=1) as (app, socket):
         gate = Gate(app)
         await say(socket, *(rpc(id, "wait") for id in range(2, 2 + waiting)))
-        pings, replies = 0, []
+        pings = 0
+        replies: list[int] = []
         while len(replies) < waiting:
             for message in await messages(socket, 1):
                 if message:
