@@ -29,6 +29,8 @@ _RSV1: Final = 0x40
 _RESERVED: Final = 0x70
 _CODES: Final = frozenset({1000, 1001, 1002, 1003, *range(1007, 1015), *range(3000, 5000)})
 _SYNC: Final = b"\x00\x00\xff\xff"  # what a sender leaves out at a message's end (RFC 7692 §7.2.1)
+_AFTER_THE_LAST: Final = b"\x00" + _SYNC  # an empty block, after the last one of a stream
+_ONE_MORE: Final = b"\x00\x01\x00\xfe\xffx"  # a block that is the letter x, uncompressed
 
 
 class BrokenFrame(Exception):
@@ -146,10 +148,18 @@ class FrameReader:
         try:
             # A few kilobytes may stand for gigabytes: one byte over the limit is enough to know.
             whole = inflater.decompress(payload + _SYNC, self._max_size + 1)
+            if len(whole) > self._max_size:
+                raise BrokenFrame(1009, f"a message may have {self._max_size} bytes")
+            # Either it ended by itself (RFC 7692 §7.2.3.5), or with a block, so that another is read as one.
+            is_complete = (
+                inflater.unused_data == _AFTER_THE_LAST
+                if inflater.eof
+                else inflater.decompress(_ONE_MORE, 2) == b"x"
+            )
         except zlib.error:
-            raise BrokenFrame(1002, "a message cannot be inflated") from None
-        if len(whole) > self._max_size:
-            raise BrokenFrame(1009, f"a message may have {self._max_size} bytes")
+            is_complete = False
+        if not is_complete:
+            raise BrokenFrame(1002, "a message cannot be inflated")
         return whole
 
 

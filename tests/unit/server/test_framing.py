@@ -165,6 +165,21 @@ def test_a_close_frame_that_breaks_a_rule_is_refused(payload: bytes, code: int) 
     assert refused.value.code == code
 
 
+def test_a_deflated_message_that_is_cut_off_or_goes_on_behind_its_end_is_refused() -> None:
+    text = bytes(random.Random(3).choices(b"bongsu ", k=400))
+    whole = deflated(text)
+    for size in range(len(whole)):
+        assert broken(frame(TEXT, whole[:size], first=FIN | RSV1), inflates=True) == 1002
+    ended = zlib.compressobj(wbits=-zlib.MAX_WBITS)
+    final = ended.compress(text) + ended.flush()
+    assert broken(frame(TEXT, final + b"junk", first=FIN | RSV1), inflates=True) == 1002
+    assert broken(frame(TEXT, final[:-5], first=FIN | RSV1), inflates=True) == 1002
+    [message] = read(frame(TEXT, final + b"\x00", first=FIN | RSV1), inflates=True)  # RFC 7692 §7.2.3.5
+    assert message.payload == text
+    [hello] = read(frame(TEXT, bytes.fromhex("f348cdc9c9070000"), first=FIN | RSV1), inflates=True)
+    assert hello.payload == b"Hello"
+
+
 @pytest.mark.parametrize("inflates", [False, True])
 def test_noise_is_read_or_refused_and_nothing_else(inflates: bool) -> None:
     seeded = random.Random(7)
