@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import base64
 import socket
-from collections.abc import Iterator
+import struct
+from collections.abc import Callable, Iterator
 from typing import Any
+from urllib.parse import urlsplit
 
 import httpx
 import pytest
-from tests.servers import API_KEY, RunningServer
+from tests.servers import API_KEY, RedisServer, RunningServer
 
 CHANNELS = {
     "HISTORY_SIZE": "10",
@@ -135,6 +137,31 @@ def test_broadcast_answers_for_each_channel_in_order(api: Api) -> None:
     assert api.fail("broadcast", channels=[], data=1) == 107
     many = api.call("broadcast", channels=[f"kept:{i}" for i in range(10_000)], data=1)["responses"]
     assert [one["result"]["offset"] for one in many] == [1] * 10_000
+
+
+def test_a_backend_that_leaves_with_requests_unanswered_is_no_error(
+    bongsu_server: Callable[..., RunningServer], redis_server: RedisServer
+) -> None:
+    """
+    Setup: Redis, so that answers are waited for. Do: many publishes in one write, then a reset, as often
+    as it takes to meet in every way.
+    Expect: nothing in the log.
+    """
+    server = bongsu_server(BONGSU_BROKER_URL=redis_server.url)
+    address = urlsplit(server.url)
+    body = b'{"channel":"news","data":{}}'
+    request = (
+        f"POST /api/publish HTTP/1.1\r\nHost: {address.netloc}\r\nX-API-Key: {server.api_key}\r\n"
+        f"Content-Length: {len(body)}\r\n\r\n"
+    ).encode() + body
+    for answered in range(20):
+        with socket.create_connection((address.hostname, address.port), timeout=30) as backend:
+            backend.sendall(request * 200)
+            for _ in range(answered):
+                backend.recv(100)
+            backend.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+    assert httpx.get(f"{server.url}/livez").status_code == 200
+    assert "Exception in ASGI application" not in server.log()
 
 
 def test_a_batch_takes_effect_in_its_order(api: Api) -> None:

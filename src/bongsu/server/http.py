@@ -10,7 +10,7 @@ from urllib.parse import unquote
 import httptools
 from uvicorn import Config
 from uvicorn.protocols.http.flow_control import FlowControl
-from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
+from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol, RequestResponseCycle
 
 from bongsu.node.wheel import Wheel
 from bongsu.protocol import problems
@@ -83,6 +83,7 @@ class BongsuHttpProtocol(HttpToolsProtocol):
         self._in_head = True
         self._head_began = False
         self._refused = False
+        self._answering: RequestResponseCycle | None = None
         self._in_body = False
         self._segment = b""  # what is being parsed
         self._unread = 0  # bytes of a body of declared length that go round the parser, if they are many
@@ -103,6 +104,10 @@ class BongsuHttpProtocol(HttpToolsProtocol):
     def connection_lost(self, exc: Exception | None) -> None:
         self._stop_timer()
         self._stop_departure()
+        # uvicorn tells the request that came last; of pipelined ones that is not the one being answered.
+        if self._answering is not None and not self._answering.response_complete:
+            self._answering.disconnected = True
+            self._answering.message_event.set()
         super().connection_lost(exc)
 
     def on_message_begin(self) -> None:
@@ -133,6 +138,8 @@ class BongsuHttpProtocol(HttpToolsProtocol):
             self._refuse_head()
         else:
             super().on_headers_complete()
+            if not self.pipeline:
+                self._answering = self.cycle
             self._unread = 0
             if not self.pipeline and not self.parser.should_upgrade():
                 self._unread = int(dict(self.headers).get(b"content-length", 0))
@@ -153,6 +160,8 @@ class BongsuHttpProtocol(HttpToolsProtocol):
             self._arrives_within(HEAD_TIMEOUT)
 
     def on_response_complete(self) -> None:
+        if self.pipeline:
+            self._answering = self.pipeline[-1][0]
         super().on_response_complete()
         if self._in_body and not self.pipeline:
             self._arrives_within(REST_TIMEOUT)
