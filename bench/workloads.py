@@ -98,9 +98,9 @@ the client protocol allows, is thus not measured by the patience of a single pub
 
 UPLOADS_AT_ONCE = 64
 
-STALL = 9
+STALL = 14
 """Seconds that readers are stalled: one second fills the kernel's buffers, then Bongsu gives them 5 s to make
-progress.
+progress and, once they are closed and counted, 5 s to drain.
 """
 
 
@@ -434,7 +434,7 @@ WORKLOADS: dict[str, Workload] = {
     "connections": Workload(connections, (45, 18)),
     "growth": Workload(growth, (75, 18)),
     "replicas": Workload(replicas, (50, 12), lambda peer: peer.redis),
-    "stalled": Workload(stalled, (34, 17)),
+    "stalled": Workload(stalled, (44, 22)),
     "publishing": Workload(publishing, (20, 6), lambda peer: peer.publish_request is not None),
     "uploads": Workload(uploads, (150, 40), lambda peer: bool(peer.takes)),
 }

@@ -58,10 +58,7 @@ class ClientOptions(BaseModel):
         5.0, gt=0, description="Seconds a paused client may make no progress before it counts as slow (3008)"
     )
     drain_timeout: float = Field(
-        5.0,
-        gt=0,
-        description="Seconds a closed client is given to read what was sent before it is cut off; the time "
-        "in which it took nothing before the close counts",
+        5.0, gt=0, description="Seconds a closed client is given to read what was sent before it is cut off"
     )
     ping_interval: float = Field(25.0, ge=0, description="Time between two pings; 0 = none are sent")
     pong_timeout: float = Field(
@@ -247,10 +244,7 @@ class Client:
         chunks = pending.chunks() if isinstance(pending, Backlog) else pending
         if chunks and disconnect is not SLOW:
             self._socket.write(chunks)
-        # Whoever has taken nothing for a while has had that time already.
-        idle = time.monotonic() - self.paused_since if isinstance(pending, Backlog) else 0.0
-        within = max(0.0, self._options.drain_timeout - idle)
-        self._socket.close(disconnect.code, disconnect.reason, within=within)
+        self._socket.close(disconnect.code, disconnect.reason, within=self._options.drain_timeout)
         self._leave()
 
     # Slow or not

@@ -52,7 +52,6 @@ class MemorySocket:
     def __init__(self) -> None:
         self.writes: list[bytes] = []
         self.closed: tuple[int, str] | None = None
-        self.time_to_drain = 0.0
         self.stalled = False
         self.buffered = 0
         self.client: Client | None = None
@@ -71,7 +70,6 @@ class MemorySocket:
 
     def close(self, code: int, reason: str, *, within: float) -> None:
         self.closed = (code, reason)
-        self.time_to_drain = within
 
     def pause_reading(self) -> None: ...
 
@@ -281,19 +279,6 @@ async def test_a_paused_client_without_progress_is_stuck_and_one_with_progress_i
     assert not client.is_stuck(start + 6)
     assert not client.is_stuck(start + 10)
     assert client.is_stuck(start + 11.1)
-
-
-async def test_the_time_to_drain_counts_from_the_last_byte_that_was_taken(world: World) -> None:
-    """A client that had read nothing for 5 s was given 5 s more to read its close."""
-    stuck, stuck_socket = world.client()
-    stuck.paused()
-    stuck.paused_since -= OPTIONS.slow_timeout
-    stuck.close(SLOW)
-    assert stuck_socket.closed == (3008, "slow")
-    assert stuck_socket.time_to_drain == 0
-    reading, reading_socket = world.client()
-    reading.close(SHUTDOWN)
-    assert reading_socket.time_to_drain == OPTIONS.drain_timeout
 
 
 async def test_a_client_that_joins_for_too_long_is_slow(
