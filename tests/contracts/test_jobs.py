@@ -248,6 +248,63 @@ async def test_a_job_that_keeps_failing_is_tried_again_then_given_up_with_its_re
         assert (await session.execute(select(col(Upload.state)))).scalar_one() == "failed"
 
 
+@pytest.mark.parametrize(
+    ("said", "kept"),
+    [
+        ("a\0b \x1b[2J", "a�b �[2J"),
+        ("one\r\n\ttwo\u2028three", "one two three"),
+        ("caf\udce9, \u202etxt.exe", "caf�, �txt.exe"),
+        ("이름 👩\u200d🔬", "이름 👩\u200d🔬"),
+        ("x" * 2000, "x" * (999 - len("RuntimeError: ")) + "…"),
+    ],
+)
+async def test_whatever_a_job_says_of_its_failure_is_recorded(
+    database: Database, said: str, kept: str
+) -> None:
+    """PostgreSQL takes no NUL and SQLite no lone surrogate. A job whose error had one ended the worker, and
+    then, when its lease had run out, that of the next replica, until none was left.
+    """
+
+    async def fail(_: Lease) -> None:
+        raise RuntimeError(said)
+
+    await add_job(database)
+    recorder = Recorder(database, fail)
+    worker = recorder.worker(RetryPolicy(first_delay=0, max_failures=2))
+    await worker.start()
+    async with asyncio.timeout(30):
+        await recorder.ended.wait()
+    assert worker.alive
+    await worker.stop()
+    job = await only_job(database)
+    assert (job.state, job.last_error) == ("dead", f"RuntimeError: {kept}")
+
+
+async def test_a_failure_that_cannot_be_recorded_is_left_to_its_lease_and_other_jobs_go_on(
+    database: Database,
+) -> None:
+    class Unspeakable(Exception):
+        def __str__(self) -> str:
+            raise RuntimeError("on purpose")
+
+    async def fail_first(lease: Lease) -> None:
+        if lease.upload_id == first:
+            raise Unspeakable
+
+    first, second = await add_job(database), await add_job(database)
+    recorder = Recorder(database, fail_first)
+    worker = recorder.worker()
+    await worker.start()
+    async with asyncio.timeout(30):
+        await recorder.ended.wait()
+    assert worker.alive
+    await worker.stop()
+    async with database.session() as session:
+        states = (await session.execute(select(col(Job.upload_id), col(Job.state)))).all()
+    assert dict(states) == {first: "running", second: "done"}
+    assert recorder.runs == [1, 1]
+
+
 @pytest.mark.parametrize("error", [Unavailable("no mail server"), DatabaseUnavailable("no database")])
 async def test_what_is_away_costs_a_job_none_of_its_tries(database: Database, error: Exception) -> None:
     """A storage that was away for minutes used up the 8 tries, and acknowledged uploads were `failed`."""

@@ -22,12 +22,13 @@ from bongsu.db.models import Job, Outbox, Upload, UploadSegment, UploadUsage
 from bongsu.db.session import Database
 from bongsu.jobs.queue import Queue
 from bongsu.jobs.retry import RetryPolicy
-from bongsu.jobs.worker import Worker
+from bongsu.jobs.worker import Rejected, Worker
 from bongsu.protocol import problems
 from bongsu.protocol.messages import Principal
 from bongsu.protocol.problems import Problem, ProblemKind
 from bongsu.uploads import rows
 from bongsu.uploads.drafts import AlreadyReceived
+from bongsu.uploads.hooks import ReceivedFile
 from bongsu.uploads.options import UploadOptions
 from bongsu.uploads.orphans import remove_orphans
 from bongsu.uploads.receiver import COMMIT_EVERY
@@ -455,6 +456,26 @@ async def test_an_upload_survives_a_storage_that_is_away_for_longer_than_its_tri
     away.rename(cluster.store.root)
     assert await cluster.content(upload_id) == b"12345"
     assert cluster.files() == [object_key(upload_id, (await cluster.job()).attempts)]
+
+
+async def test_a_hook_may_quote_any_bytes_when_it_rejects_a_file(cluster: Cluster) -> None:
+    """PostgreSQL stores no NUL: such a rejection ended the job workers of all replicas, one by one."""
+
+    @cluster.b.hooks.register("scan")
+    async def scan(file: ReceivedFile) -> None:
+        raise Rejected("it holds " + (await file.read(0, 3)).decode("latin1"))
+
+    upload_id = await cluster.create(3)
+    await cluster.send(cluster.a, upload_id, 0, b"a\0b")
+    await cluster.worker.start()
+    async with asyncio.timeout(30):
+        while (record := await cluster.a.get(upload_id, ANN)).state != "failed":
+            assert cluster.worker.alive
+            await asyncio.sleep(0.01)
+    assert record.error == "Rejected: it holds a�b"
+    async with cluster.database.session() as session:
+        event = (await session.execute(select(Outbox).order_by(col(Outbox.id).desc()).limit(1))).scalar_one()
+    assert json.loads(event.data)["upload"]["error"] == record.error
 
 
 async def test_a_length_may_be_said_later_and_then_holds(cluster: Cluster) -> None:

@@ -6,17 +6,23 @@ every lease as expired and steal it.
 
 from __future__ import annotations
 
+import re
 from datetime import UTC, datetime
-from typing import Any
+from typing import Any, Final
 
-from sqlalchemy import BindParameter, DateTime, Float, literal
+from sqlalchemy import BindParameter, DateTime, Float, Text, literal
 from sqlalchemy.engine import Dialect
 from sqlalchemy.ext.compiler import compiles
 from sqlalchemy.sql.compiler import SQLCompiler
 from sqlalchemy.sql.functions import FunctionElement
 from sqlalchemy.types import TypeDecorator
 
-__all__ = ["UTCDateTime", "clock"]
+__all__ = ["ErrorText", "UTCDateTime", "clock"]
+
+_MAX_ERROR: Final = 1000
+# Control characters, of which PostgreSQL stores no NUL; bidi controls, which make a line read as another one;
+# surrogates, which UTF-8 has not.
+_UNFIT: Final = re.compile(r"[\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
 
 
 class UTCDateTime(TypeDecorator[datetime]):
@@ -36,6 +42,24 @@ class UTCDateTime(TypeDecorator[datetime]):
         if value is None:
             return None
         return value.replace(tzinfo=UTC) if value.tzinfo is None else value.astimezone(UTC)
+
+
+class ErrorText(TypeDecorator[str]):
+    """What some code, perhaps not ours, said of its failure: one line of at most 1,000 characters.
+
+    Any text can be stored: where one could not, the failure would go unrecorded, and happen again. What is
+    unfit to be stored or shown becomes �.
+    """
+
+    impl = Text
+    cache_ok = True
+
+    def process_bind_param(self, value: str | None, dialect: Dialect) -> str | None:
+        if value is None:
+            return None
+        if len(value) > _MAX_ERROR:
+            value = value[: _MAX_ERROR - 1] + "…"
+        return _UNFIT.sub("�", " ".join(value.split()))
 
 
 class clock(FunctionElement[datetime]):

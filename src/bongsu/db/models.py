@@ -24,7 +24,7 @@ from sqlalchemy import (
 )
 from sqlmodel import Field, SQLModel
 
-from bongsu.db.columns import UTCDateTime
+from bongsu.db.columns import ErrorText, UTCDateTime
 
 __all__ = [
     "Job",
@@ -134,7 +134,7 @@ class Upload(Table, table=True):
     )
     received_by: str = Field(sa_type=String(255), description="Replica that received the bytes")
     finished_by: str | None = Field(default=None, sa_type=String(255), description="Replica that stored them")
-    error: str | None = Field(default=None, sa_type=Text, description="Why it failed, for the caller")
+    error: str | None = Field(default=None, sa_type=ErrorText, description="Why it failed, for the caller")
     created_at: datetime = Field(sa_type=UTCDateTime)
     touched_at: datetime = Field(sa_type=UTCDateTime, description="Last sign of life while receiving")
     expires_at: datetime | None = Field(
@@ -206,7 +206,7 @@ class Job(Table, table=True):
     away_since: datetime | None = Field(
         default=None, sa_type=UTCDateTime, description="When something it needs was first found away"
     )
-    last_error: str | None = Field(default=None, sa_type=Text, description="For the operator")
+    last_error: str | None = Field(default=None, sa_type=ErrorText, description="For the operator")
     created_at: datetime = Field(sa_type=UTCDateTime)
     finished_at: datetime | None = Field(default=None, sa_type=UTCDateTime, description="Done or dead since")
 

@@ -193,14 +193,18 @@ class Worker:
                 await self._queue.release(lease)
             raise
         except Exception as error:
-            # These are results, not bugs: nobody needs to see where in the code they were.
-            expected = isinstance(error, Rejected | Unavailable)
-            job.warning("a job failed", reason=_reason(error), exc_info=None if expected else error)
             try:
+                # These are results, not bugs: nobody needs to see where in the code they were.
+                expected = isinstance(error, Rejected | Unavailable)
+                job.warning("a job failed", reason=_reason(error), exc_info=None if expected else error)
                 await self._fail(handler, lease, error)
             except (LeaseLost, DatabaseUnavailable) as unrecorded:
                 # Nothing is lost: the lease runs out and the job is claimed again.
                 job.warning("the failure could not be recorded", error=str(unrecorded))
+            except Exception:
+                # Likewise, and that is bounded. It must not end this worker: the next one that claims the job
+                # would end too, and soon no replica would finish anything.
+                job.exception("the failure could not be recorded")
         finally:
             self._slots.release()
             self._queue.ring()  # a slot is free
