@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import json
 import random
+import re
+import socket
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from typing import Any
@@ -144,3 +146,58 @@ async def test_a_policy_where_history_promises_more_stops_the_start(bongsu_serve
             BONGSU_CHANNELS__NAMESPACES__news__HISTORY_SIZE="10",
             BONGSU_CHANNELS__NAMESPACES__news__HISTORY_TTL="60s",
         )
+
+
+CONNECT = b'{"id":1,"connect":{}}\n'
+SUBSCRIBE = b'{"id":2,"subscribe":{"channel":"own"}}'
+OPENINGS = {
+    "websocket": [
+        b"GET /connection/websocket HTTP/1.1\r\nHost: x\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
+        b"Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: MDEyMzQ1Njc4OWFiY2RlZg==\r\n\r\n",
+        b"\x81%c\0\0\0\0%b" % (0x80 | len(CONNECT + SUBSCRIBE), CONNECT + SUBSCRIBE),
+    ],
+    "http_stream": [
+        b"POST /connection/http_stream HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n"
+        % len(CONNECT + SUBSCRIBE),
+        CONNECT + SUBSCRIBE,
+    ],
+}
+
+
+@pytest.mark.parametrize("way", OPENINGS)
+async def test_who_reads_slowly_but_steadily_has_everything(bongsu_server: Start, way: str) -> None:
+    """Setup: one reads 8 KB a second, one nothing; both have small buffers. Expect: the second is closed.
+
+    The kernel takes more only when a third of its buffer is free: for longer than the patience the first
+    looked as if it read nothing, and was closed too.
+    """
+    server = bongsu_server(
+        **ENV | {"BONGSU_CLIENT__SLOW_TIMEOUT": "2s", "BONGSU_CLIENT__QUEUE_MAX_SIZE": "8MiB"}
+    )
+    loop = asyncio.get_running_loop()
+    stalled = 'bongsu_slow_clients_total{reason="stalled"}'
+    with socket.socket() as steady, socket.socket() as silent:
+        for one in (steady, silent):
+            one.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+            one.connect(("127.0.0.1", server.port))
+            one.setblocking(False)
+            for part in OPENINGS[way]:
+                await loop.sock_sendall(one, part)
+            received = b""
+            while b'"subscribe"' not in received:
+                received += await asyncio.wait_for(loop.sock_recv(one, 2048), DEADLINE)
+        received = b""
+        await publish(server, "own")
+        for _ in range(80):
+            await asyncio.sleep(0.05)  # how slow it is
+            received += await asyncio.wait_for(loop.sock_recv(steady, 400), DEADLINE)
+        async with asyncio.timeout(DEADLINE):
+            while metric(server, stalled) == 0:
+                received += await loop.sock_recv(steady, 400)
+                await asyncio.sleep(0.05)
+            while b'["end"]' not in received[-1000:]:
+                data = await loop.sock_recv(steady, 65536)
+                assert data, "it was closed"
+                received += data
+        assert [int(number) for number in re.findall(rb'"data":\[(\d+),', received)] == list(range(COUNT))
+        assert metric(server, stalled) == 1

@@ -52,7 +52,7 @@ class Socket:
             assert self.connection is not None
             self.connection.resumed()
 
-    def unsent(self) -> int:
+    def unacknowledged(self) -> int:
         return sum(map(len, self._held))
 
     def close(self, code: int, reason: str, *, within: float) -> None:

@@ -132,8 +132,8 @@ class Socket(Protocol):
         """Write all of `chunks`, in order. May call the owner's `paused` before it returns."""
         ...
 
-    def unsent(self) -> int:
-        """Bytes written that the kernel has not taken yet."""
+    def unacknowledged(self) -> int:
+        """Bytes written that the peer has not acknowledged; where nobody knows, that were not taken yet."""
         ...
 
     def close(self, code: int, reason: str, *, within: float) -> None:
@@ -191,7 +191,7 @@ class Client:
         "paused_since",
         "pending",
         "principal",
-        "unsent_then",
+        "unacknowledged_then",
     )
 
     def __init__(
@@ -210,7 +210,7 @@ class Client:
         self.lost_position: Callable[[str], None] | None = None
         """Told the name of a channel in which this client has missed something that cannot be had."""
         self.paused_since = 0.0
-        self.unsent_then = 0
+        self.unacknowledged_then = 0
         self._socket = socket
         self._desk = desk
         self._options = options
@@ -262,7 +262,7 @@ class Client:
         for chunk in waiting or ():
             backlog.append(chunk)
         self.paused_since = time.monotonic()
-        self.unsent_then = self._socket.unsent()
+        self.unacknowledged_then = self._socket.unacknowledged()
         self._desk.watch(self)
 
     def resumed(self) -> None:
@@ -280,10 +280,10 @@ class Client:
 
     def is_stuck(self, now: float) -> bool:
         """Paused for `slow_timeout` without one byte of progress. Call about twice a second while paused."""
-        unsent = self._socket.unsent()
-        if unsent < self.unsent_then:
+        unacknowledged = self._socket.unacknowledged()
+        if unacknowledged < self.unacknowledged_then:
             self.paused_since = now
-        self.unsent_then = unsent
+        self.unacknowledged_then = unacknowledged
         return now - self.paused_since >= self._options.slow_timeout
 
     # In

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import sys
+from functools import partial
 from typing import Any, cast
 from urllib.parse import unquote
 
@@ -15,10 +16,10 @@ from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 from bongsu.node.wheel import Wheel
 from bongsu.protocol import problems
 from bongsu.protocol.problems import Problem
-from bongsu.server import handshake
+from bongsu.server import handshake, kernel
 from bongsu.server.body import Blocks, BodyReader
 from bongsu.server.protocol import BongsuWebSocketProtocol
-from bongsu.transports.sockets import CUT_EXTENSION
+from bongsu.transports.sockets import STREAM_EXTENSION
 
 MAX_HEAD = 64 * 1024
 """Bytes of request line and headers."""
@@ -113,7 +114,12 @@ class BongsuHttpProtocol(HttpToolsProtocol):
     def on_message_begin(self) -> None:
         super().on_message_begin()
         # A stream to somebody who reads nothing is cut off; `close` would wait for its unsent bytes for ever.
-        self.scope["extensions"] = {CUT_EXTENSION: {"cut": self.transport.abort}}
+        self.scope["extensions"] = {
+            STREAM_EXTENSION: {
+                "cut": self.transport.abort,
+                "unacknowledged": partial(kernel.unacknowledged, self.transport),
+            }
+        }
         self._in_head = self._head_began = True
         self._head_size = 0
 

@@ -23,7 +23,7 @@ from bongsu.node.tasks import begin
 from bongsu.node.wheel import Wheel
 from bongsu.protocol import problems
 from bongsu.protocol.problems import Problem
-from bongsu.server import framing
+from bongsu.server import framing, kernel
 from bongsu.server.framing import BrokenFrame, FrameReader, close_code
 from bongsu.server.handshake import Fields, Handshake, response
 from bongsu.transports.frames import PING, close_frame, pong_frame
@@ -196,8 +196,8 @@ class BongsuWebSocketProtocol(asyncio.Protocol):
         if not (self._close_sent or self._lost):
             self._transport.write(chunks[0] if len(chunks) == 1 else b"".join(chunks))
 
-    def unsent(self) -> int:
-        return 0 if self._lost else self._transport.get_write_buffer_size()
+    def unacknowledged(self) -> int:
+        return 0 if self._lost else kernel.unacknowledged(self._transport)
 
     def close(self, code: int, reason: str, *, within: float) -> None:
         if self._close_sent or self._lost:
@@ -350,7 +350,7 @@ class BongsuWebSocketProtocol(asyncio.Protocol):
             self._transport.write(close_frame(code, reason))
         self._session_paused = False
         self._resume()
-        self._cut_off_after(LINGER if self.unsent() == 0 else CUT_OFF)
+        self._cut_off_after(CUT_OFF if self._transport.get_write_buffer_size() else LINGER)
         self._tell_lost()
 
     # Time
@@ -396,7 +396,7 @@ class BongsuWebSocketProtocol(asyncio.Protocol):
 
     def _cut(self) -> None:
         self._cut_off = None
-        if self._transport.is_closing() or self.unsent():
+        if self._transport.is_closing() or self._transport.get_write_buffer_size():
             self._transport.abort()
         else:
             self._transport.close()

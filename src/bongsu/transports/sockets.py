@@ -23,8 +23,10 @@ Send: TypeAlias = Callable[[Message], Awaitable[None]]
 RAW_EXTENSION = "bongsu.raw"
 """Key in `scope["extensions"]`; its value is `{"socket": RawSocket}`. Offered by `bongsu serve`."""
 
-CUT_EXTENSION = "bongsu.cut"
-"""Key in `scope["extensions"]` of a request; its value is `{"cut": callable}`. Offered by `bongsu serve`."""
+STREAM_EXTENSION = "bongsu.stream"
+"""Key in `scope["extensions"]` of a request; its value is `{"cut": callable, "unacknowledged": callable}`.
+Offered by `bongsu serve`.
+"""
 
 HIGH_WATER = 64 * 1024
 """Bytes not yet taken by the ASGI server above which a client counts as paused."""
@@ -94,7 +96,7 @@ class AsgiSocket:
             self._paused = True
             self._receiver.paused()
 
-    def unsent(self) -> int:
+    def unacknowledged(self) -> int:
         return self._unsent
 
     def close(self, code: int, reason: str, *, within: float) -> None:
@@ -178,10 +180,23 @@ class AsgiSocket:
 class StreamSocket(AsgiSocket):
     """The same over a streamed response, already started; the request's body has been read."""
 
-    def __init__(self, receive: Receive, send: Send, *, cut: Callable[[], None] | None = None) -> None:
-        """`cut` ends the connection at once, unsent bytes or not; None: the server cannot."""
+    def __init__(
+        self,
+        receive: Receive,
+        send: Send,
+        *,
+        cut: Callable[[], None] | None = None,
+        unacknowledged: Callable[[], int] | None = None,
+    ) -> None:
+        """`cut` ends the connection at once, unsent bytes or not; `unacknowledged` counts the bytes that the
+        server took and the peer did not. None: the server cannot.
+        """
         super().__init__(receive, send)
         self._cut = cut
+        self._below = unacknowledged
+
+    def unacknowledged(self) -> int:
+        return super().unacknowledged() + (self._below() if self._below is not None else 0)
 
     def pause_reading(self) -> None:
         """There is nothing more to read but that the client is gone, which must be noticed all the same."""

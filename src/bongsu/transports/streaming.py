@@ -33,7 +33,7 @@ from bongsu.transports.requests import (
     read_body,
     refusal_headers,
 )
-from bongsu.transports.sockets import CUT_EXTENSION, Receive, Scope, Send, StreamSocket
+from bongsu.transports.sockets import STREAM_EXTENSION, Receive, Scope, Send, StreamSocket
 
 
 class Carrier(NamedTuple):
@@ -73,7 +73,7 @@ class Farewell:
         self._codec = codec
         self._form = form
         self.write = socket.write
-        self.unsent = socket.unsent
+        self.unacknowledged = socket.unacknowledged
         self.pause_reading = socket.pause_reading
         self.resume_reading = socket.resume_reading
 
@@ -113,8 +113,8 @@ class StreamTransport:
         headers = [*HEADERS, *carrier.headers, *self._handshakes.cross_origin(scope)]
         await send({"type": "http.response.start", "status": 200, "headers": headers})
         await send({"type": "http.response.body", "body": carrier.greeting, "more_body": True})
-        extension = (scope.get("extensions") or {}).get(CUT_EXTENSION)
-        socket = StreamSocket(receive, send, cut=extension["cut"] if extension else None)
+        extension = (scope.get("extensions") or {}).get(STREAM_EXTENSION, {})
+        socket = StreamSocket(receive, send, **extension)
         await socket.run(begin(socket))
 
     def _opening(self, scope: Scope, frame: bytes | None) -> Begin:

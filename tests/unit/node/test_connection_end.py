@@ -34,7 +34,7 @@ class Wire:
     def write(self, chunks: list[bytes]) -> None:
         self.written += b"".join(chunks)
 
-    def unsent(self) -> int:
+    def unacknowledged(self) -> int:
         return 0
 
     def close(self, code: int, reason: str, *, within: float) -> None: ...

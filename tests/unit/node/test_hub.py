@@ -65,7 +65,7 @@ class MemorySocket:
             assert self.client is not None
             self.client.paused()
 
-    def unsent(self) -> int:
+    def unacknowledged(self) -> int:
         return self.buffered
 
     def close(self, code: int, reason: str, *, within: float) -> None:
