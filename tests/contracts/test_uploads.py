@@ -35,7 +35,7 @@ from bongsu.uploads.receiver import COMMIT_EVERY
 from bongsu.uploads.record import UploadRecord
 from bongsu.uploads.service import UploadService
 from bongsu.uploads.stores import LocalStore
-from bongsu.uploads.stores.base import object_key, segment_key
+from bongsu.uploads.stores.base import StoreError, object_key, segment_key
 from bongsu.uploads.tus import Checksum
 
 MIB = 1024 * 1024
@@ -506,6 +506,27 @@ async def test_a_request_without_bytes_at_the_end_changes_nothing(cluster: Clust
 async def test_an_empty_upload_is_complete_when_it_is_created(cluster: Cluster) -> None:
     record = await create(cluster.a, length=0)
     assert record.state == "received"
+    assert await cluster.content(record.id) == b""
+
+
+async def test_an_empty_upload_that_could_not_be_completed_is_when_it_is_asked_for_again(
+    cluster: Cluster,
+) -> None:
+    """It was acknowledged then, and stayed `receiving` until it expired: its client sends nothing more."""
+    away = cluster.store.root.rename(cluster.store.root.with_name("away"))
+    with pytest.raises(StoreError):
+        await create(cluster.a, length=0, idempotency_key="k")
+    with pytest.raises(StoreError):
+        await create(cluster.a, length=0)
+    assert await cluster.usage() == {
+        "user:ann": (0, 1),
+        "total": (0, 1),
+    }  # of the one without a key nothing is left
+    away.rename(cluster.store.root)
+    record = await create(cluster.b, length=0, idempotency_key="k")
+    assert record.state == "received"
+    assert (await create(cluster.a, length=0, idempotency_key="k")).id == record.id
+    assert await cluster.count(Job) == 1
     assert await cluster.content(record.id) == b""
 
 

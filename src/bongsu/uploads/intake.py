@@ -5,21 +5,15 @@ from __future__ import annotations
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 
-import structlog
-
-from bongsu.db.models import Upload
-from bongsu.db.session import DatabaseUnavailable
 from bongsu.uploads import rows
 from bongsu.uploads.drafts import Drafts, digest_of
 from bongsu.uploads.multipart import FileData, FileStart, UploadForm
 from bongsu.uploads.receiver import Means, Receiver, Sink
 from bongsu.uploads.record import UploadRecord
 from bongsu.uploads.removal import Removal
-from bongsu.uploads.stores.base import BATCH, StoreError
+from bongsu.uploads.stores.base import BATCH
 
 __all__ = ["Intake"]
-
-log = structlog.stdlib.get_logger(__name__)
 
 
 class Intake:
@@ -69,8 +63,8 @@ class Intake:
                     await receiver.close(keep=False)
         except BaseException:
             # Also at cancellation. When a commit's outcome is unknown the row decides: a received upload
-            # does not match, and stays.
-            await self._discard(upload)
+            # stays.
+            await self._removal.discard(upload.id)
             raise
 
     async def receive_form(
@@ -131,10 +125,3 @@ class Intake:
             async for chunk in body:
                 await sink.write(chunk)
             return await sink.finish()
-
-    async def _discard(self, upload: Upload) -> None:
-        try:
-            await self._removal.remove(rows.is_receiving(upload))
-        except (StoreError, DatabaseUnavailable) as error:
-            # The row says that something is left, and the sweep goes by the rows.
-            log.warning("an unfinished upload is left to the sweep", upload=upload.id, error=str(error))

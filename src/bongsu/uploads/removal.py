@@ -12,7 +12,7 @@ from sqlalchemy import ColumnElement, select
 from sqlmodel import col
 
 from bongsu.db.models import Upload
-from bongsu.db.session import Database
+from bongsu.db.session import Database, DatabaseUnavailable
 from bongsu.uploads import rows
 from bongsu.uploads.events import tell_changed, tell_deleted
 from bongsu.uploads.options import UploadOptions
@@ -65,6 +65,14 @@ class Removal:
             if gone:
                 await tell_deleted(session, upload)
         return gone
+
+    async def discard(self, upload_id: str) -> None:
+        """Remove an upload that will not arrive, unless it has. What cannot be is left to the sweep."""
+        try:
+            await self.remove(rows.is_arriving(upload_id))
+        except (StoreError, DatabaseUnavailable) as error:
+            # The row says that something is left, and the sweep goes by the rows.
+            log.warning("an unfinished upload is left to the sweep", upload=upload_id, error=str(error))
 
     async def sweep(self) -> None:
         """Remove uploads whose time is over, finish removals that were not finished; hourly, orphans."""

@@ -49,6 +49,7 @@ __all__ = [
     "get",
     "get_resumable",
     "hold",
+    "is_arriving",
     "is_receiving",
     "is_stale",
     "page",
@@ -418,6 +419,11 @@ async def page(
         moment = before[0].astimezone(UTC)
         newest = newest.where(tuple_(col(Upload.created_at), col(Upload.id)) < tuple_(moment, before[1]))
     return [UploadRecord.of(upload, entry) for upload, entry in (await session.execute(newest)).all()]
+
+
+def is_arriving(upload_id: str) -> ColumnElement[bool]:
+    """Whether not all of the upload is here, whoever brings it."""
+    return _is(upload_id, "receiving")
 
 
 def is_receiving(upload: Upload) -> ColumnElement[bool]:

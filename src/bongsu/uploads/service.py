@@ -44,6 +44,7 @@ Ask = Callable[[str, str, int | None], Awaitable[None]]
 answer. Never raises.
 """
 
+_OURSELVES: Final = Principal(trusted=True)
 _ASK_TIMEOUT: Final = 0.5  # seconds; a frozen replica does not answer, and its epoch is taken all the same
 
 
@@ -123,8 +124,9 @@ class UploadService:
     ) -> UploadRecord:
         """A new upload that `append` fills; an empty one is complete at once. None for `length`: said later.
 
-        Asked again with the key of an earlier one, that one. Raises `DatabaseUnavailable`, `StoreError`,
-        `Problem`: `IDEMPOTENCY_KEY_REUSED`, `UPLOAD_TOO_LARGE`, `QUOTA_EXCEEDED`, `DISK_FULL`.
+        Asked again with the key of an earlier one, that one; if it is empty, and was not completed then, it
+        is now. Raises `DatabaseUnavailable`, `StoreError`, and `Problem`: `IDEMPOTENCY_KEY_REUSED`,
+        `UPLOAD_TOO_LARGE`, `QUOTA_EXCEEDED`, `DISK_FULL`. Nothing is left then of one without a key.
         """
         draft = rows.Draft(
             filename,
@@ -140,16 +142,17 @@ class UploadService:
             idempotency=digest_of(owner, idempotency_key),
         )
         try:
-            upload = await self._drafts.admit(draft)
+            record = UploadRecord.of(await self._drafts.admit(draft), None)
         except AlreadyReceived as again:
-            return again.record
-        if length != 0:
-            return UploadRecord.of(upload, None)
-        receiver = Receiver(upload, self._means, whole=True)
+            record = again.record
+        if length != 0 or record.state != "receiving":
+            return record
         try:
-            return await receiver.finish()
-        finally:
-            await receiver.close(keep=False)
+            return UploadRecord.of(await self._completed(record.id, 0, _OURSELVES), None)
+        except BaseException:
+            if idempotency_key is None:  # nobody knows its address, or ever will
+                await self._removal.discard(record.id)
+            raise
 
     async def create_final(
         self,
@@ -255,17 +258,17 @@ class UploadService:
         if upload.state == "receiving" and upload.size == upload.length:
             # Its length was said with no byte to follow, and the replica died before it was complete. The
             # client would take this answer for the end.
-            upload = await self._completed(upload, principal)
+            upload = await self._completed(upload.id, upload.size, principal)
         return UploadRecord.of(upload, None)
 
-    async def _completed(self, upload: Upload, principal: Principal) -> Upload:
+    async def _completed(self, upload_id: str, size: int, principal: Principal) -> Upload:
         try:
-            async with self.append(upload.id, offset=upload.size, principal=principal) as sink:
+            async with self.append(upload_id, offset=size, principal=principal) as sink:
                 await sink.finish()
         except Problem as problem:
             if problem.kind is not problems.OFFSET_MISMATCH:  # somebody else completes it at this moment
                 raise
-        return await self._resumable(upload.id, principal)
+        return await self._resumable(upload_id, principal)
 
     async def let_go(self, upload_id: str, offset: int | None) -> None:
         """What another replica asks (`Ask`): make safe what is here, and let go if that is at `offset`."""
