@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Callable
+from contextlib import suppress
 from typing import Any
 
 import pytest
@@ -135,6 +136,71 @@ async def test_a_job_that_hangs_is_ended_and_has_failed(world: World) -> None:
         (2, "TimeLimitExceeded: it took longer than 0.05 seconds"),
         (2, "TimeoutError: of its own"),
     ]
+
+
+async def test_a_job_that_ignores_the_end_of_its_time_has_failed_all_the_same(world: World) -> None:
+    """One that took its cancellation for nothing and returned was `done`."""
+    ran = []
+
+    @world.jobs.register("stubborn", time_limit=0.05)
+    async def stubborn(job: JobRun) -> None:
+        with suppress(asyncio.CancelledError):
+            await asyncio.Event().wait()
+        ran.append(job.attempt)
+        if job.attempt == 2:
+            raise Rejected("nothing was found out")
+
+    await world.enqueue("stubborn")
+    await world.run_until(lambda jobs: jobs[0].state == "dead")
+    assert ran == [1, 2, 3]
+    assert (await world.all())[0].last_error == "TimeLimitExceeded: it took longer than 0.05 seconds"
+
+
+async def test_a_job_that_ignores_the_stop_of_its_worker_is_run_again(world: World) -> None:
+    started = asyncio.Event()
+
+    @world.jobs.register("stubborn")
+    async def stubborn(job: JobRun) -> None:
+        started.set()
+        with suppress(asyncio.CancelledError):
+            await asyncio.Event().wait()
+
+    await world.enqueue("stubborn")
+    await world.worker.start()
+    async with asyncio.timeout(DEADLINE):
+        await started.wait()
+        await world.worker.stop(grace=0)
+    (job,) = await world.all()
+    assert (job.state, job.failures) == ("queued", 0)
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        asyncio.CancelledError(),
+        SystemExit(3),
+        KeyboardInterrupt(),
+        BaseExceptionGroup("several", [SystemExit(3)]),
+    ],
+    ids=lambda error: type(error).__name__,
+)
+async def test_what_ends_a_task_or_a_process_is_a_failure_of_the_job_that_raises_it(
+    world: World, error: BaseException
+) -> None:
+    """A CancelledError was taken for the worker's own: the job was tried again at once, without end. The
+    others ended the server, and the next one that claimed the job.
+    """
+    attempts = []
+
+    @world.jobs.register("exit")
+    async def leave(job: JobRun) -> None:
+        attempts.append(job.attempt)
+        raise error
+
+    await world.enqueue("exit")
+    await world.run_until(lambda jobs: jobs[0].state == "dead")
+    assert attempts == [1, 2, 3]
+    assert (await world.all())[0].last_error == f"Interrupted: it raised {type(error).__name__}"
 
 
 async def test_a_key_is_free_again_when_its_job_has_been_done_for_long_enough(world: World) -> None:

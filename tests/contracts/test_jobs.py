@@ -280,6 +280,25 @@ async def test_whatever_a_job_says_of_its_failure_is_recorded(
     assert (job.state, job.last_error) == ("dead", f"RuntimeError: {kept}")
 
 
+async def test_a_cancellation_that_the_worker_did_not_send_is_a_failure(database: Database) -> None:
+    """It was taken for a stop of the worker: the job was given back and taken again, hot and without end."""
+
+    async def be_cancelled(lease: Lease) -> None:
+        inner = asyncio.create_task(forever(lease))
+        inner.cancel()
+        await inner
+
+    await add_job(database)
+    recorder = Recorder(database, be_cancelled)
+    worker = recorder.worker(RetryPolicy(first_delay=0, max_failures=3))
+    await worker.start()
+    async with asyncio.timeout(30):
+        await recorder.ended.wait()
+    await worker.stop()
+    assert recorder.runs == [1, 2, 3]
+    assert (await only_job(database)).last_error == "Interrupted: it was cancelled, and not by its worker"
+
+
 async def test_a_failure_that_cannot_be_recorded_is_left_to_its_lease_and_other_jobs_go_on(
     database: Database,
 ) -> None:

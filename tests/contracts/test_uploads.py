@@ -7,7 +7,7 @@ import hashlib
 import json
 import os
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -476,6 +476,42 @@ async def test_a_hook_may_quote_any_bytes_when_it_rejects_a_file(cluster: Cluste
     async with cluster.database.session() as session:
         event = (await session.execute(select(Outbox).order_by(col(Outbox.id).desc()).limit(1))).scalar_one()
     assert json.loads(event.data)["upload"]["error"] == record.error
+
+
+@pytest.mark.parametrize("ending", ["swallows its end", "is cancelled", "exits"])
+async def test_a_hook_that_is_cut_off_or_ends_otherwise_has_not_passed(cluster: Cluster, ending: str) -> None:
+    """A hook that ended without an answer was taken for one that said yes, or asked again without end."""
+    asked = []
+
+    @cluster.b.hooks.register("scan", time_limit=0.05 if ending == "swallows its end" else 600)
+    async def scan(file: ReceivedFile) -> None:
+        asked.append(file.key)
+        if ending == "is cancelled":
+            raise asyncio.CancelledError
+        if ending == "exits":
+            raise SystemExit(3)
+        with suppress(asyncio.CancelledError):
+            await asyncio.Event().wait()
+
+    upload_id = await cluster.create(5)
+    await cluster.send(cluster.a, upload_id, 0, b"12345")
+    eager = RetryPolicy(first_delay=0, max_failures=2)
+    worker = Worker(
+        cluster.database, Queue(cluster.database, "b"), cluster.b.handlers(), poll=0.05, retry=eager
+    )
+    await worker.start()
+    async with asyncio.timeout(30):
+        while (await cluster.job()).state not in {"dead", "done"}:  # noqa: ASYNC110  # a row is no event
+            await asyncio.sleep(0.01)
+    await worker.stop()
+    record = await cluster.a.get(upload_id, ANN)
+    how = "took longer than 0.05 seconds" if ending == "swallows its end" else "failed"
+    assert (record.state, record.error) == (
+        "failed",
+        f"Given up after 2 failures: the hook “scan” {how}.",
+    )
+    assert asked == [f"{upload_id}:scan"] * 2
+    assert cluster.files() == [segment_key(upload_id, 2)], "an attempt left its object"
 
 
 async def test_a_length_may_be_said_later_and_then_holds(cluster: Cluster) -> None:

@@ -18,7 +18,7 @@ from bongsu.db.columns import clock
 from bongsu.db.models import Job, new_id
 from bongsu.db.session import Database
 from bongsu.jobs.queue import Lease, Queue
-from bongsu.jobs.worker import Handler, time_limit
+from bongsu.jobs.worker import Handler, contained
 
 __all__ = ["JobRun", "Jobs"]
 
@@ -161,7 +161,7 @@ class _Runner:
 
         payload = None if lease.payload is None else msgspec.json.decode(lease.payload)
         run = JobRun(lease.job_id, self._name, payload, lease.attempt, complete, self._database)
-        async with time_limit(self._limit):
+        async with contained(time_limit=self._limit):
             await self._function(run)
         if not run._completed:
             async with run.completing():

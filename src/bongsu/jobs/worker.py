@@ -15,7 +15,16 @@ from bongsu.db.session import Database, DatabaseUnavailable
 from bongsu.jobs.queue import Lease, LeaseLost, Queue
 from bongsu.jobs.retry import RetryPolicy
 
-__all__ = ["Chore", "Handler", "Rejected", "TimeLimitExceeded", "Unavailable", "Worker", "time_limit"]
+__all__ = [
+    "Chore",
+    "Handler",
+    "Interrupted",
+    "Rejected",
+    "TimeLimitExceeded",
+    "Unavailable",
+    "Worker",
+    "contained",
+]
 
 log = structlog.stdlib.get_logger(__name__)
 
@@ -63,19 +72,37 @@ class TimeLimitExceeded(Exception):
     """An attempt took too long, and was ended."""
 
 
-@asynccontextmanager
-async def time_limit(seconds: float) -> AsyncIterator[None]:
-    """Cancel what runs in the block when it takes longer, and raise `TimeLimitExceeded` once it has ended.
+class Interrupted(Exception):
+    """An attempt ended with what ends a task or the process, though nobody had asked for that."""
 
-    The cause shows where it was. Without a limit a call that hangs would keep its slot and its job for ever.
+
+@asynccontextmanager
+async def contained(*, time_limit: float) -> AsyncIterator[None]:
+    """Let the application's code in the block end in one of two ways: it returned, or raised an `Exception`.
+
+    Raises `TimeLimitExceeded` when it took longer: it is cancelled then, since a call that hangs would keep
+    its slot and its job for ever. Raises `Interrupted` for a `CancelledError` that nobody sent, which would
+    pass for a stop of the worker, and for `SystemExit` and its like. The causes show where it was.
     """
+    task = asyncio.current_task()
+    assert task is not None
+    raised: BaseException | None = None
     try:
-        async with asyncio.timeout(seconds) as limit:
+        async with asyncio.timeout(time_limit) as limit:
             yield
-    except TimeoutError as error:
-        if limit.expired():
-            raise TimeLimitExceeded(f"it took longer than {seconds:g} seconds") from error
+    except GeneratorExit:
         raise
+    except BaseException as error:
+        raised = error
+    # Code that was cut off has not done its work, whatever it made of its cancellation: a return, an error.
+    if task.cancelling():  # the lease was lost, or the replica stops
+        raise asyncio.CancelledError from raised
+    if limit.expired():
+        raise TimeLimitExceeded(f"it took longer than {time_limit:g} seconds") from raised
+    if isinstance(raised, Exception):
+        raise raised
+    if raised is not None:
+        raise Interrupted(f"it raised {type(raised).__name__}") from raised
 
 
 class JobAbandoned(Exception):
@@ -223,6 +250,8 @@ class Worker:
             task.cancel()
             await asyncio.gather(task, return_exceptions=True)  # its end no longer matters, its thread does
             raise
+        if task.cancelled():  # not by this worker: that is above
+            raise Interrupted("it was cancelled, and not by its worker")
         await task
 
     async def _fail(self, handler: Handler, lease: Lease, error: Exception) -> None:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Final, TypeAlias, TypeVar
 
 from bongsu.db.session import DatabaseUnavailable
-from bongsu.jobs.worker import Rejected, TimeLimitExceeded, Unavailable, time_limit
+from bongsu.jobs.worker import Rejected, TimeLimitExceeded, Unavailable, contained
 from bongsu.uploads.record import UploadRecord
 from bongsu.uploads.stores.base import BATCH, Reader, Store, StoreError
 
@@ -85,7 +85,7 @@ class Hooks:
         try:
             for name, (hook, limit) in self._hooks.items():
                 try:
-                    async with time_limit(limit):
+                    async with contained(time_limit=limit):
                         await hook(ReceivedFile(f"{upload.id}:{name}", upload, reader))
                 except (Rejected, StoreError):
                     raise
