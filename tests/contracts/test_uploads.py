@@ -34,8 +34,8 @@ from bongsu.uploads.orphans import remove_orphans
 from bongsu.uploads.receiver import COMMIT_EVERY
 from bongsu.uploads.record import UploadRecord
 from bongsu.uploads.service import UploadService
-from bongsu.uploads.stores import LocalStore
-from bongsu.uploads.stores.base import StoreError, object_key, segment_key
+from bongsu.uploads.stores import Listable, LocalStore, Store, StoreError, store_from_url
+from bongsu.uploads.stores.base import object_key, segment_key
 from bongsu.uploads.tus import Checksum
 
 MIB = 1024 * 1024
@@ -48,7 +48,7 @@ class Cluster:
     """Replicas `a` and `b`. `deaf` are those that do not answer when they are asked to let go."""
 
     database: Database
-    store: LocalStore
+    store: Store
     a: UploadService
     b: UploadService
     worker: Worker
@@ -100,7 +100,13 @@ class Cluster:
             await session.execute(over)
 
     def files(self) -> list[str]:
-        return sorted(str(p.relative_to(self.store.root)) for p in self.store.root.rglob("*") if p.is_file())
+        root = self.root
+        return sorted(str(p.relative_to(root)) for p in root.rglob("*") if p.is_file())
+
+    @property
+    def root(self) -> Path:
+        assert isinstance(self.store, LocalStore)
+        return self.store.root
 
 
 async def create(service: UploadService, **given: object) -> UploadRecord:
@@ -118,7 +124,9 @@ async def start(database_url: str, tmp_path: Path) -> AsyncIterator[Start]:
     async with AsyncExitStack() as stack:
 
         async def starts(options: UploadOptions = OPTIONS) -> Cluster:
-            return await stack.enter_async_context(running(database_url, tmp_path / "files", options))
+            return await stack.enter_async_context(
+                running(database_url, LocalStore(tmp_path / "files"), options)
+            )
 
         yield starts
 
@@ -129,9 +137,9 @@ async def cluster(start: Start) -> Cluster:
 
 
 @asynccontextmanager
-async def running(url: str, files: Path, options: UploadOptions) -> AsyncIterator[Cluster]:
+async def running(url: str, store: Store, options: UploadOptions) -> AsyncIterator[Cluster]:
     await migrate(url)
-    database, store = Database(url), LocalStore(files)
+    database = Database(url)
     await database.start()
     await store.start()
     services: dict[str, UploadService] = {}
@@ -442,7 +450,7 @@ async def test_an_upload_survives_a_storage_that_is_away_for_longer_than_its_tri
     """
     upload_id = await cluster.create(5)
     await cluster.send(cluster.a, upload_id, 0, b"12345")
-    away = cluster.store.root.rename(cluster.store.root.with_name("away"))
+    away = cluster.root.rename(cluster.root.with_name("away"))
     eager = RetryPolicy(first_delay=0, longest_wait=0, max_failures=2)
     queue = Queue(cluster.database, "b")
     worker = Worker(cluster.database, queue, cluster.b.handlers(), poll=0.05, retry=eager)
@@ -453,7 +461,7 @@ async def test_an_upload_survives_a_storage_that_is_away_for_longer_than_its_tri
     await worker.stop()
     job = await cluster.job()
     assert (job.failures, job.last_error) == (0, "Unavailable: the storage directory is away")
-    away.rename(cluster.store.root)
+    away.rename(cluster.root)
     assert await cluster.content(upload_id) == b"12345"
     assert cluster.files() == [object_key(upload_id, (await cluster.job()).attempts)]
 
@@ -549,7 +557,7 @@ async def test_an_empty_upload_that_could_not_be_completed_is_when_it_is_asked_f
     cluster: Cluster,
 ) -> None:
     """It was acknowledged then, and stayed `receiving` until it expired: its client sends nothing more."""
-    away = cluster.store.root.rename(cluster.store.root.with_name("away"))
+    away = cluster.root.rename(cluster.root.with_name("away"))
     with pytest.raises(StoreError):
         await create(cluster.a, length=0, idempotency_key="k")
     with pytest.raises(StoreError):
@@ -558,7 +566,7 @@ async def test_an_empty_upload_that_could_not_be_completed_is_when_it_is_asked_f
         "user:ann": (0, 1),
         "total": (0, 1),
     }  # of the one without a key nothing is left
-    away.rename(cluster.store.root)
+    away.rename(cluster.root)
     record = await create(cluster.b, length=0, idempotency_key="k")
     assert record.state == "received"
     assert (await create(cluster.a, length=0, idempotency_key="k")).id == record.id
@@ -626,6 +634,29 @@ async def test_a_terminated_upload_is_gone_and_its_writer_is_told(cluster: Clust
     assert (await cluster.count(Upload), await cluster.count(UploadSegment)) == (0, 0)
     async with refused(problems.NOT_FOUND):
         await cluster.a.head(upload_id, ANN)
+
+
+@pytest.mark.parametrize("kind", ["file", "s3"])
+@pytest.mark.parametrize("ending", ["more", "nothing", "too much"])
+async def test_what_a_writer_brings_to_an_upload_that_is_gone_goes_with_it(
+    request: pytest.FixtureRequest, database_url: str, tmp_path: Path, kind: str, ending: str
+) -> None:
+    """
+    Setup: a request that has committed 8 MiB, and is being sent more.
+    Do: remove the upload; the request brings more bytes then, or too many, or ends.
+    Expect: nothing is in the store. On S3 its next object came back, outside every quota, for a day.
+    """
+    url = f"file://{tmp_path}/files" if kind == "file" else request.getfixturevalue("s3_url")
+    store = store_from_url(url)
+    assert isinstance(store, Listable)
+    async with running(database_url, store, OPTIONS) as cluster:
+        upload_id = await cluster.create(4 * COMMIT_EVERY)
+        holding = await Holding(cluster.a, upload_id, 0, bytes(COMMIT_EVERY), bytes(MIB)).arrived()
+        await cluster.b.terminate(upload_id, ANN)
+        more = {"more": 9 * MIB, "nothing": 0, "too much": 4 * COMMIT_EVERY}[ending]
+        with pytest.raises(Problem):
+            await holding.go_on(bytes(more))
+        assert [each.key async for each in store.kept()] == []
 
 
 async def test_only_its_owner_or_the_key_goes_on_with_an_upload(cluster: Cluster) -> None:
@@ -825,9 +856,10 @@ async def test_bytes_of_no_upload_are_removed_once_they_are_old(cluster: Cluster
     await cluster.send(cluster.a, waiting, 0, b"12345")
     needed = cluster.files()
     for key in (segment_key("0" * 32, 1), object_key("0" * 32, 1), object_key(stored, 2)):
-        path = cluster.store.root / key
+        path = cluster.root / key
         path.parent.mkdir(exist_ok=True)
         path.write_bytes(b"left")
+    assert isinstance(cluster.store, Listable)
     assert await remove_orphans(cluster.database, cluster.store, older_than=3600) == 0
     assert await remove_orphans(cluster.database, cluster.store, older_than=-1) == 3
     assert cluster.files() == needed

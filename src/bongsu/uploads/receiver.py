@@ -217,11 +217,13 @@ class Receiver:
     async def close(self, *, keep: bool) -> None:
         """The request is over, finished or not; `keep`: what it brought until then counts."""
         async with self._lock:
+            kept = self._over
             try:
                 if keep and not self._over and self._ended is None:
                     if self._checksum is None:
                         await self._flush()
                     await self._commit(last=True)
+                    kept = True
             except (Problem, StoreError, DatabaseUnavailable) as error:
                 # The client goes on from the last commit. The error that ended the request is told to it.
                 log.info("the last bytes of a request are lost", upload=self._upload.id, reason=str(error))
@@ -229,8 +231,22 @@ class Receiver:
                 self._over = True
                 if self._writer is not None:
                     await self._writer.close()
-                if self._unnamed is not None:
-                    await self._drop(self._unnamed)
+                segment = self._unnamed
+                if segment is None and self._writer is not None and not kept and await self._is_gone():
+                    segment = segment_key(self._upload.id, self._upload.epoch)
+                if segment is not None:
+                    await self._drop(segment)
+
+    async def _is_gone(self) -> bool:
+        """Whether the upload has been removed: what we wrote since to its segment nobody else removes.
+
+        From then on no row names the segment, and the epoch is nobody else's.
+        """
+        try:
+            async with self._means.database.session() as session:
+                return await rows.is_gone(session, self._upload.id)
+        except DatabaseUnavailable:
+            return False  # the hourly search for what belongs to no row finds it
 
     async def _drop(self, segment: str) -> None:
         try:

@@ -50,6 +50,7 @@ __all__ = [
     "get_resumable",
     "hold",
     "is_arriving",
+    "is_gone",
     "is_receiving",
     "is_stale",
     "page",
@@ -378,6 +379,12 @@ async def get_resumable(session: AsyncSession, upload_id: str) -> tuple[Upload, 
     wanted = (col(Upload.id) == upload_id) & col(Upload.resumable)
     row = (await session.execute(select(Upload, is_stale()).where(wanted))).one_or_none()
     return None if row is None else (row[0], bool(row[1]) or row[0].state == "expired")
+
+
+async def is_gone(session: AsyncSession, upload_id: str) -> bool:
+    """Whether the upload is removed, or on its way out: nothing brings it back."""
+    here = (col(Upload.id) == upload_id) & (col(Upload.state) != "expired")
+    return (await session.execute(select(col(Upload.id)).where(here))).one_or_none() is None
 
 
 async def find(session: AsyncSession, idempotency: str) -> Upload | None:
