@@ -293,6 +293,19 @@ async def test_what_cannot_be_taken_is_refused_and_changes_nothing(
     assert (await append(http, path, 0, b"abc")).status_code == 204
 
 
+async def test_a_header_that_says_two_things_is_refused_and_changes_nothing(
+    server: UploadServer, http: httpx.AsyncClient
+) -> None:
+    """The first of them was taken, in silence."""
+    said = [("Upload-Length", "5"), ("Upload-Length", "6")]
+    assert refused(await http.post("/files/", headers=said)) == (400, "tus_header_invalid")
+    path = await create(http, Upload_Length="3")
+    said = [("Content-Type", tus.MEDIA_TYPE), ("Upload-Offset", "0"), ("Upload-Offset", "1")]
+    answer = await http.patch(path, headers=said, content=b"abc")
+    assert refused(answer) == (400, "tus_header_invalid")
+    assert await offset_of(http, path) == 0
+
+
 @pytest.mark.parametrize("path", [UNKNOWN, "/files/x", "/files/%00"])
 async def test_an_upload_that_does_not_exist_is_not_found(http: httpx.AsyncClient, path: str) -> None:
     assert (await http.head(path)).status_code == 404

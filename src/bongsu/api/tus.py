@@ -5,7 +5,7 @@ Thin: `bongsu.uploads.tus` reads and writes the headers, the service does the re
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Coroutine
+from collections.abc import Awaitable, Callable, Coroutine, Mapping
 from typing import Any, Final
 
 import structlog
@@ -91,12 +91,15 @@ _APPEND: Final = [
 ]
 _BYTES: Final = {"content": {tus.MEDIA_TYPE: {"schema": {"type": "string", "format": "binary"}}}}
 _NOTED: Final = {"parameters": [_VERSION]}
-_ALWAYS: Final = (problems.TUS_VERSION_UNSUPPORTED, problems.DATABASE_UNAVAILABLE)
+_ALWAYS: Final = (
+    problems.TUS_VERSION_UNSUPPORTED,
+    problems.TUS_HEADER_INVALID,
+    problems.DATABASE_UNAVAILABLE,
+)
 _STORING: Final = (problems.STORAGE_UNAVAILABLE, problems.DISK_FULL)
 _FOUND: Final = (problems.FORBIDDEN, problems.NOT_FOUND, problems.EXPIRED)
 _CREATING: Final = (
     *_ALWAYS,
-    problems.TUS_HEADER_INVALID,
     problems.UPLOAD_TOO_LARGE,
     problems.IDEMPOTENCY_KEY_REUSED,
     *_STORING,
@@ -104,7 +107,6 @@ _CREATING: Final = (
 _APPENDING: Final = (
     *_ALWAYS,
     *_FOUND,
-    problems.TUS_HEADER_INVALID,
     problems.CHECKSUM_UNSUPPORTED,
     problems.UPLOAD_IS_FINAL,
     problems.OFFSET_MISMATCH,
@@ -182,8 +184,7 @@ class _Files:
         if tus.method_of(request.method, request.headers) != "POST":
             raise Problem(problems.METHOD_NOT_ALLOWED, "Uploads are made here with POST; the rest is theirs.")
         principal = await self._authorize(request)
-        tus.check_version(request.headers)
-        wanted = tus.parse_creation(request.headers)
+        wanted = tus.parse_creation(_headers(request))
         key = idempotency_key(request)
         described: dict[str, Any] = {
             "filename": wanted.filename,
@@ -215,7 +216,7 @@ class _Files:
     async def tell(self, request: Request, upload_id: str) -> Response:
         """How far an upload is, whichever replica receives it."""
         principal = await self._authorize(request)
-        tus.check_version(request.headers)
+        _headers(request)
         record = await self._service.head(upload_id, principal)
         headers = tus.state_headers(
             offset=record.size,
@@ -230,8 +231,7 @@ class _Files:
     async def append(self, request: Request, upload_id: str, background: BackgroundTasks) -> Response:
         """Send bytes on from where the upload is. When they are all there it is hashed, stored and logged."""
         principal = await self._authorize(request)
-        tus.check_version(request.headers)
-        record = await self._receive(request, upload_id, principal, tus.parse_append(request.headers))
+        record = await self._receive(request, upload_id, principal, tus.parse_append(_headers(request)))
         # The doorbell. Should it never ring, the worker finds the job at its next look.
         background.add_task(self._service.ring)
         headers = tus.progress_headers(offset=record.size, expires_at=record.expires_at)
@@ -240,7 +240,7 @@ class _Files:
     async def terminate(self, request: Request, upload_id: str) -> Response:
         """Remove an upload, finished or not."""
         principal = await self._authorize(request)
-        tus.check_version(request.headers)
+        _headers(request)
         await self._service.terminate(upload_id, principal)
         return Response(status_code=204)
 
@@ -278,6 +278,15 @@ class _Files:
             async for chunk in body:
                 await receiver.write(chunk)
             return await receiver.finish()
+
+
+def _headers(request: Request) -> Mapping[str, str]:
+    """Those of a request of our version. Raises `Problem`:
+    `TUS_VERSION_UNSUPPORTED`, `TUS_HEADER_INVALID`.
+    """
+    headers = tus.said_once(request.headers.items())
+    tus.check_version(headers)
+    return headers
 
 
 def _path(request: Request, upload_id: str) -> str:

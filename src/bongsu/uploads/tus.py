@@ -5,7 +5,7 @@ Source: tus resumable upload protocol 1.0.0, with the extensions of `EXTENSIONS`
 | problem | status | raised for |
 |---|---|---|
 | `TUS_VERSION_UNSUPPORTED` | 412 | `Tus-Resumable` missing or not 1.0.0 |
-| `TUS_HEADER_INVALID` | 400 | a header of the protocol that is missing, malformed or contradicts another |
+| `TUS_HEADER_INVALID` | 400 | a header of tus that is missing, malformed or contradicts another or itself |
 | `CHECKSUM_UNSUPPORTED` | 400 | an algorithm that is not in `CHECKSUM_ALGORITHMS` |
 | `UNSUPPORTED_MEDIA_TYPE` | 415 | bytes whose `Content-Type` is not `application/offset+octet-stream` |
 | `UPLOAD_IS_FINAL` | 403 | bytes for a concatenation |
@@ -20,7 +20,7 @@ import base64
 import binascii
 import hashlib
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from email.utils import format_datetime
@@ -50,6 +50,7 @@ __all__ = [
     "parse_creation",
     "parse_metadata",
     "progress_headers",
+    "said_once",
     "state_headers",
 ]
 
@@ -187,6 +188,20 @@ def method_of(method: str, headers: Mapping[str, str]) -> str:
             problems.METHOD_NOT_ALLOWED, "X-HTTP-Method-Override may say PATCH, DELETE, HEAD or POST."
         )
     return wanted
+
+
+def said_once(fields: Iterable[tuple[str, str]]) -> dict[str, str]:
+    """The headers by their lower-case names; of other protocols the first of a name.
+
+    Raises `Problem(TUS_HEADER_INVALID)` for one of tus that comes twice and says two things: what a proxy
+    goes by, or the client meant, need not be the one that we would take.
+    """
+    headers: dict[str, str] = {}
+    for name, value in fields:
+        said = headers.setdefault(name, value)
+        if said != value and name.startswith(("upload-", "tus-")):
+            _invalid(name.title(), "it comes twice, and says two things")
+    return headers
 
 
 def check_version(headers: Mapping[str, str]) -> None:

@@ -73,6 +73,17 @@ def test_only_version_1_0_0_is_spoken(said: str | None) -> None:
 # Creation
 
 
+@pytest.mark.parametrize("name", ["upload-length", "upload-offset", "upload-metadata", "tus-resumable"])
+def test_a_header_that_says_two_things_is_refused(name: str) -> None:
+    with pytest.raises(Problem, match="twice") as caught:
+        tus.said_once([(name, "5"), ("accept", "a"), (name, "6")])
+    assert caught.value.kind is problems.TUS_HEADER_INVALID
+    assert tus.said_once([(name, "5"), ("accept", "a"), (name, "5"), ("accept", "b")]) == {
+        name: "5",
+        "accept": "a",
+    }
+
+
 def test_an_upload_is_created_with_a_length_or_with_one_that_is_said_later() -> None:
     assert creation(upload_length="0") == Creation(0, None, False, (), False, None)
     assert creation(upload_length=" 9223372036854775807 ").length == 2**63 - 1
