@@ -710,3 +710,54 @@ async def test_while_redis_is_away_clients_here_hear_each_other_and_backends_are
             return (cluster["clients"], len(cluster["replicas"])) == (3, 2)
 
         await until(all_are_counted, "the other replica's count to be told again")
+
+
+async def test_the_edges_of_an_outage_close_no_sender_and_keep_the_order(
+    bongsu_server: Start, redis_server: RedisServer
+) -> None:
+    """
+    Setup: five senders on each of two replicas, who never rest. Do: kill -9 Redis and start it again, some
+    times: its two connections break and come back one after the other. Expect: nobody is closed, and a
+    sender hears everything of its own once, in its order.
+    """
+    one = bongsu_server(BONGSU_BROKER_URL=redis_server.url)
+    two = bongsu_server(BONGSU_BROKER_URL=redis_server.url)
+    over = asyncio.Event()
+
+    async def send(sender: int, client: ClientConnection) -> int:
+        count = 0
+        while not over.is_set():
+            await client.send(f"{sender}:{count}")
+            count += 1
+            await asyncio.sleep(0.02)
+        return count
+
+    async def hear(sender: int, client: ClientConnection) -> list[int]:
+        own: list[int] = []
+        while True:
+            text = (await receive(client)).rpartition(" ")[2]
+            if text == "end":
+                return own
+            whose, _, number = text.partition(":")
+            if int(whose) == sender:
+                own.append(int(number))
+
+    for server in (one, two):
+        await until(ready(server), "the replica to be ready")
+    async with clients(one, 5) as some, clients(two, 5) as others, asyncio.TaskGroup() as tasks:
+        everybody = [*some, *others]
+        sending = [tasks.create_task(send(*numbered)) for numbered in enumerate(everybody)]
+        hearing = [tasks.create_task(hear(*numbered)) for numbered in enumerate(everybody)]
+        for _ in range(4):
+            redis_server.kill()
+            for server in (one, two):
+                await until(ready(server, 503), "the replica to say that the broker is down")
+            redis_server.start()
+            for server in (one, two):
+                await until(ready(server), "the replica to be ready")
+        over.set()
+        counts = [await each for each in sending]
+        await everybody[0].send("end")
+        for count, own in zip(counts, [await each for each in hearing], strict=True):
+            assert own == sorted(set(own))
+            assert len(own) > count // 2  # what was on its way when Redis died is lost

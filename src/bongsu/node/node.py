@@ -37,6 +37,7 @@ from bongsu.node.control import CONTROL, ControlTarget
 from bongsu.node.control_plane import ControlPlane
 from bongsu.node.hub import Hub
 from bongsu.node.presence import Roster
+from bongsu.node.unsent import Unsent
 from bongsu.protocol import problems
 from bongsu.protocol.errors import ERROR_BAD_REQUEST, ERROR_UNRECOVERABLE_POSITION, SHUTDOWN, Error
 from bongsu.protocol.messages import (
@@ -81,6 +82,7 @@ class Node:
         self._beating: asyncio.Task[None] | None = None
         self._draining = False
         self._control: ControlPlane | None = None
+        self._unsent = Unsent(send=broker.send, is_away=lambda: broker.is_away, give_up=self._deliver_here)
         broker.listen(self._on_batch, self.hub.healer.catch_up)
 
     def serve_control(self, target: ControlTarget) -> ControlPlane:
@@ -119,6 +121,7 @@ class Node:
             await asyncio.wait([self._beating])
         if self._control is not None:
             await self._control.stop()
+        self._unsent.stop()
         await self.hub.healer.stop()
         await self.roster.stop(within=2)
         if isinstance(self.broker, Leases) and self.broker.state is BrokerState.CONNECTED:
@@ -224,43 +227,25 @@ class Node:
             return appended
         payload = envelope.encode(publication)
         repeated = bool(idempotency_key) or relayed is not None
+        published: asyncio.Future[Appended] = asyncio.get_running_loop().create_future()
+        published.add_done_callback(self._published)
+        if options.local_when_broker_is_away and not options.has_history and not repeated:
+            self._unsent.publish(rules.name, payload, published)
+            return published
+        # What its publisher is going to repeat, until the broker has it, would come here twice.
         if self._streams is not None and repeated:
             sent = self._streams.send(rules.name, payload, idempotency_key=idempotency_key, relayed=relayed)
         else:
             sent = self.broker.send(rules.name, payload)
-        # What its publisher is going to repeat, until the broker has it, would come here twice.
-        here = options.local_when_broker_is_away and not options.has_history and not repeated
-        published = self._without_position(sent, rules.name, payload, here=here)
-        published.add_done_callback(self._published)
+        _follow(sent, published)
         return published
 
-    def _without_position(
-        self, sent: asyncio.Future[None], channel: str, payload: bytes, *, here: bool
-    ) -> asyncio.Future[Appended]:
-        """Done as `sent` is. `here`: while the broker is away, it is delivered here at least."""
-        published: asyncio.Future[Appended] = asyncio.get_running_loop().create_future()
-
-        def done(finished: asyncio.Future[None]) -> None:
-            if published.done():
-                return
-            if finished.cancelled():
-                published.cancel()
-                return
-            error = finished.exception()
-            if error is None:
-                published.set_result(Appended(0, ""))
-                return
-            # Not while anything is heard: what was sent before, and is on its way still, has to come first.
-            if here and isinstance(error, BrokerUnavailable) and self.broker.is_away:
-                self.hub.deliver([(channel, payload)])
-                error = DeliveredHere(f"only subscribers of this replica have it: {error}")
-            published.set_exception(error)
-
-        if sent.done():
-            done(sent)
-        else:
-            sent.add_done_callback(done)
-        return published
+    def _deliver_here(
+        self, channel: str, payload: bytes, published: asyncio.Future[Appended], error: BrokerUnavailable
+    ) -> None:
+        """The broker does not take it: subscribers of this replica have it at least."""
+        self.hub.deliver([(channel, payload)])
+        published.set_exception(DeliveredHere(f"only subscribers of this replica have it: {error}"))
 
     async def settle(self, channel: str, keys: Sequence[str]) -> None:
         """Forget what relays have published and their rows no longer ask for. Raises `BrokerError`."""
@@ -427,3 +412,22 @@ class Node:
     def _beacon_went_out(self, task: asyncio.Task[None]) -> None:
         if not task.cancelled() and task.exception() is not None:
             log.critical("the beacon died; this replica is not ready any more", exc_info=task.exception())
+
+
+def _follow(sent: asyncio.Future[None], published: asyncio.Future[Appended]) -> None:
+    """Let `published` end as `sent` does."""
+
+    def done(finished: asyncio.Future[None]) -> None:
+        if published.done():
+            return
+        if finished.cancelled():
+            published.cancel()
+        elif (error := finished.exception()) is not None:
+            published.set_exception(error)
+        else:
+            published.set_result(Appended(0, ""))
+
+    if sent.done():
+        done(sent)
+    else:
+        sent.add_done_callback(done)
