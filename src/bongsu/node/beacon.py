@@ -19,6 +19,9 @@ PERIOD = 1.0
 PATIENCE = 3.0
 """Seconds after which a beacon counts as not heard; also the life of a lease."""
 
+LATE = 2 * PERIOD
+"""Seconds after which the answer to a renewal is overdue: the broker hangs, and what leases said is old."""
+
 
 class Health(enum.Enum):
     """What a replica says of itself on `/readyz`."""
@@ -62,6 +65,7 @@ class Beacon:
         self._leases: dict[str, Beat] = {}
         self._commands_ok = False
         self._ever_renewed = False
+        self._renewed_at = now
         self._since = now
         """When hearing nothing began to count: the start, or the last time the broker came back."""
         self._restarted = now
@@ -73,9 +77,10 @@ class Beacon:
 
     def renewed(self, leases: Mapping[str, Beat], *, now: float) -> None:
         """The lease was renewed, and these are alive. A dead peer is forgotten with its lease."""
-        if not self._commands_ok:
+        if not self._commands_ok or now - self._renewed_at > LATE:
             # Redis is back: give the subscriptions a moment before silence means deafness.
             self._since = now
+        self._renewed_at = now
         self._commands_ok = self._ever_renewed = True
         self._leases = dict(leases)
         for name, peer in list(self._peers.items()):
@@ -116,6 +121,8 @@ class Beacon:
             return Health.READY
         if self.age(now=now) <= PATIENCE:
             return Health.STARTING
+        if now - self._renewed_at > LATE:
+            return Health.BROKER_DOWN
         others_hear = any(
             any(heard != self.replica for heard in beat.hears)
             for name, beat in self._leases.items()

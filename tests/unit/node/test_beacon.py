@@ -46,9 +46,25 @@ def test_after_a_broker_that_was_away_for_a_moment_hearing_is_proved_anew() -> N
 def test_silence_while_the_others_hear_each_other_is_deafness() -> None:
     beacon = Beacon("a", now=0)
     others = leases(beat("a"), beat("b", "b", "c"), beat("c", "b", "c"))
-    beacon.renewed(others, now=0)
+    for second in range(int(PATIENCE) + 1):
+        beacon.renewed(others, now=second)
     assert beacon.judge(now=PATIENCE) is Health.STARTING
     assert beacon.judge(now=PATIENCE + 1) is Health.DEAF
+
+
+def test_while_a_renewal_is_not_answered_leases_prove_nothing() -> None:
+    """Redis hung: what the leases had said made deaf of every replica at once, and handshakes found none."""
+    beacon = Beacon("a", now=0)
+    others = leases(beat("a", "a", "b"), beat("b", "a", "b"))
+    for second in range(11):
+        beacon.renewed(others, now=second)
+        beacon.heard(beat("a"), now=second)
+    assert beacon.judge(now=10 + PATIENCE) is Health.READY
+    assert beacon.judge(now=10.1 + PATIENCE) is Health.BROKER_DOWN
+    beacon.renewed(others, now=10.2 + PATIENCE)
+    assert beacon.judge(now=10.2 + PATIENCE) is Health.STARTING
+    beacon.heard(beat("a"), now=10.3 + PATIENCE)
+    assert beacon.judge(now=10.3 + PATIENCE) is Health.READY
 
 
 def test_silence_for_everybody_is_a_broker_that_is_down() -> None:
