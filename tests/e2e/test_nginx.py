@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import socket
 from collections.abc import AsyncIterator
 from urllib.parse import urlsplit
@@ -11,6 +12,8 @@ import pytest
 import websockets
 from deploy.cluster import Cluster
 from tests.servers import wait_until
+
+from bongsu.uploads.tus import MAX_PARTS
 
 
 async def test_a_page_of_the_same_origin_connects_and_a_foreign_one_is_refused(trio: Cluster) -> None:
@@ -91,3 +94,20 @@ async def test_a_refusal_of_a_large_body_passes(
         declared = await http.post(f"{trio.url}{path}", headers=key, content=b"x" * 5_000_000)
         chunked = await http.post(f"{trio.url}{path}", headers=key, content=pieces())
         assert (declared.status_code, chunked.status_code) == (status, status)
+
+
+async def test_headers_as_long_as_replicas_take_them_pass(trio: Cluster, http: httpx.AsyncClient) -> None:
+    """nginx takes 8 KiB of a header by itself: it refused concatenations, and long metadata, with a page."""
+    version = {"Tus-Resumable": "1.0.0"}
+    unknown = " ".join(f"{trio.url}/files/{number:032x}" for number in range(MAX_PARTS))
+    final = await http.post(f"{trio.url}/files/", headers=version | {"Upload-Concat": f"final;{unknown}"})
+    assert (final.status_code, final.json()["code"]) == (400, "parts_unusable")
+    metadata = f"filename {base64.b64encode(b'a.txt').decode()},note "
+    metadata += "QUFB" * ((8192 - len(metadata)) // 4)
+    made = await http.post(
+        f"{trio.url}/files/", headers=version | {"Upload-Length": "0", "Upload-Metadata": metadata}
+    )
+    assert made.status_code == 201
+    told = await http.head(f"{trio.url}{made.headers['Location']}", headers=version)
+    assert told.headers["Upload-Metadata"] == metadata
+    assert (await http.get(f"{trio.url}/", headers={"X-Long": "x" * 100_000})).status_code in {400, 431}
