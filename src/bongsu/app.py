@@ -487,6 +487,7 @@ def mount(
     `settings` None: from the environment. Returns the replica; its `publish` sends from Python.
     Raises `SettingsError`.
     """
+    _keep_variables_out_of_logs()
     bongsu = Bongsu(settings or load(), broker=broker)
     outer = app.router.lifespan_context
 
@@ -505,4 +506,16 @@ def create_app() -> Bongsu:
 
     `bongsu serve` is faster: its sockets are raw. Raises `SettingsError`.
     """
+    _keep_variables_out_of_logs()
     return Bongsu(load())
+
+
+def _keep_variables_out_of_logs() -> None:
+    """Where nobody has configured structlog, it prints tracebacks with the values of all local variables:
+    tokens, passwords, payloads; and takes seconds for a long one. How logs look is not ours to say.
+    """
+    if structlog.is_configured():
+        return
+    for processor in structlog.get_config()["processors"]:
+        if isinstance(processor, structlog.dev.ConsoleRenderer):
+            processor.exception_formatter = structlog.dev.plain_traceback

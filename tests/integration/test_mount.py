@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
+import subprocess
+import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -218,3 +221,42 @@ async def test_an_app_has_its_own_jobs_and_hooks(database_url: str, tmp_path: Pa
 def _patient(database_url: str) -> dict[str, object]:
     """SQLite has one writer at a time, and a second one waits for as long as it is told to."""
     return {"timeout": 10} if database_url.startswith("sqlite") else {}
+
+
+_FAILS = """
+import bongsu, structlog
+from fastapi import FastAPI
+{before}
+bongsu.mount(FastAPI())
+
+def handler():
+    password = "hunter2-" + "of-a-handler"
+    raise ValueError("broken")
+
+try:
+    handler()
+except ValueError:
+    structlog.get_logger("bongsu").exception("a handler failed")
+"""
+
+
+@pytest.mark.parametrize(
+    ("before", "shows_variables"),
+    [("", False), ("structlog.configure(processors=[structlog.dev.ConsoleRenderer()])", True)],
+)
+def test_a_traceback_shows_no_variables_unless_the_application_wants_it(
+    before: str, shows_variables: bool, tmp_path: Path
+) -> None:
+    """Where nobody has configured structlog; rich shows the values of all local variables."""
+    run = subprocess.run(
+        [sys.executable, "-c", _FAILS.format(before=before)],
+        env={**os.environ, "BONGSU_DEV": "true", "COLUMNS": "200"},
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=True,
+    )
+    said = run.stdout + run.stderr
+    assert "ValueError" in said
+    assert ("hunter2-of-a-handler" in said) is shows_variables
