@@ -89,7 +89,8 @@ async def test_a_refusal_of_a_large_body_passes(
         for _ in range(50):
             yield b"x" * 100_000
 
-    key = {"X-API-Key": trio.api_key}
+    # nginx closes a connection whose request it has not read to its end, and does not say so in the answer.
+    key = {"X-API-Key": trio.api_key, "Connection": "close"}
     for _ in range(10):
         declared = await http.post(f"{trio.url}{path}", headers=key, content=b"x" * 5_000_000)
         chunked = await http.post(f"{trio.url}{path}", headers=key, content=pieces())
