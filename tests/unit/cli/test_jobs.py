@@ -37,7 +37,7 @@ def ids(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[str]:
         async with database.transaction() as session:
             ids = [str(await jobs.enqueue(session, name)) for name in ("first", "second", "third")]
             dead = update(Job).where(col(Job.id).in_(ids[:2]))
-            await session.execute(dead.values(state="dead", last_error="RuntimeError: [bold]no\nluck"))
+            await session.execute(dead.values(state="dead", last_error="RuntimeError: [bold]no luck"))
         await database.stop()
         return ids
 
@@ -61,7 +61,7 @@ def test_list_shows_what_waits_and_what_is_dead(ids: list[str]) -> None:
     assert len(run("list", "--limit", "1").stdout.splitlines()) == 2
     assert run("list", "--state", "running").stdout == "no such jobs\n"
     shown = json.loads(run("list", "--json").stdout)["jobs"][0]
-    assert (shown["kind"], shown["last_error"]) == ("app:first", "RuntimeError: [bold]no\nluck")
+    assert (shown["kind"], shown["last_error"]) == ("app:first", "RuntimeError: [bold]no luck")
 
 
 def test_retry_brings_dead_jobs_back_by_id_or_all(ids: list[str]) -> None:
