@@ -409,6 +409,28 @@ async def test_an_upload_whose_server_dies_goes_on_by_itself(
     assert out.split()[1:4] == ["stored", str(24 * 2**20), hashlib.sha256(file.read_bytes()).hexdigest()]
 
 
+async def test_an_upload_is_begun_when_the_server_takes_it_again(
+    bongsu_server: StartServer, tmp_path: Path
+) -> None:
+    """Bytes were sent for a minute again and again; a 503 at the creation ended the command at once.
+
+    setup: a server whose storage is away. do: upload; bring it back behind the first 503. expect: stored.
+    """
+    files = tmp_path / "storage"
+    server = bongsu_server(BONGSU_STORAGE_URL=f"file://{files}")
+    away = files.rename(tmp_path / "away")
+    (file := tmp_path / "empty.txt").touch()
+    log = server.directory / "serve.log"
+    uploading = asyncio.create_task(run("upload", str(file), env=environment(server)))
+    async with asyncio.timeout(_DEADLINE):
+        while "the storage does not work" not in log.read_text() and not uploading.done():  # noqa: ASYNC110
+            await asyncio.sleep(0.01)
+    away.rename(files)
+    code, out, err = await uploading
+    assert (code, err) == (0, "")
+    assert out.split()[1:3] == ["stored", "0"]
+
+
 async def test_an_upload_that_its_server_has_forgotten_begins_anew(
     server: RunningServer, tmp_path: Path
 ) -> None:

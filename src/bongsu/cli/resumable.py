@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import IO, Final, NoReturn
 from urllib.parse import urlsplit
+from uuid import uuid4
 
 import httpx
 
@@ -74,7 +75,7 @@ class ResumableUpload:
 
     def _send(self, content: IO[bytes], size: int) -> str:
         key = fingerprint(str(self._client.base_url), self._file)
-        path, offset = self._resumed(key, size) or (self._create(key, size), 0)
+        path, offset = self._resumed(key, size) or (self._created(key, size), 0)
         pause, progressed = _FIRST_PAUSE, time.monotonic()
         trouble: Exception | None = None
         while offset < size:
@@ -113,16 +114,33 @@ class ResumableUpload:
             self._unfinished.forget(key)
             return None
 
-    def _create(self, key: str, size: int) -> str:
+    def _created(self, key: str, size: int) -> str:
+        """Path of a new upload, tried for as long as the bytes would be. Raises `NotUploaded`."""
+        once = uuid4().hex  # the answer to an earlier try may have been lost
+        pause, began = _FIRST_PAUSE, time.monotonic()
+        while True:
+            try:
+                return self._create(key, size, once)
+            except _Interrupted as error:
+                if time.monotonic() - began > _GIVE_UP_AFTER:
+                    raise NotUploaded(str(error), Exit.UNREACHABLE) from error
+            time.sleep(pause)
+            pause = min(pause * 2, _LONGEST_PAUSE)
+
+    def _create(self, key: str, size: int, once: str) -> str:
         name = base64.b64encode(self._file.name.encode("utf-8", "replace")).decode()
-        headers = {"Upload-Length": str(size), "Upload-Metadata": f"filename {name}"}
+        headers = {
+            "Upload-Length": str(size),
+            "Upload-Metadata": f"filename {name}",
+            "Idempotency-Key": once,
+        }
         try:
             answer = self._client.post("/files/", headers={**_VERSION, **headers})
         except httpx.HTTPError as error:
             words = f"cannot upload to {self._client.base_url}: {reason(error)}"
             raise NotUploaded(words, Exit.UNREACHABLE) from error
         if answer.status_code != httpx.codes.CREATED:
-            raise NotUploaded(refusal(answer.status_code, answer.content))
+            _raise_refusal(answer)
         location = answer.headers.get("location", "")
         target = httpx.URL(str(answer.url)).join(location)
         # The file and the credentials go where the user said, and nowhere else.
