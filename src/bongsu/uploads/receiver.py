@@ -404,4 +404,5 @@ def over_length(length: int) -> Problem:
 
 
 def _removed() -> Problem:
-    return Problem(problems.UPLOAD_NOT_STORED, "The upload was removed while it was being received.")
+    how = "deleted, or replaced by another request with its Idempotency-Key"
+    return Problem(problems.UPLOAD_NOT_STORED, f"The upload was removed while it was being received: {how}.")
