@@ -68,7 +68,8 @@ class Site:
         key = {"X-API-Key": self.server.api_key}
         for upload in self.uploads():
             url = f"{self.server.url}/uploads/{upload['id']}"
-            assert httpx.delete(url, headers=key, timeout=30).status_code == 204
+            # 404: a broken request has just removed its own.
+            assert httpx.delete(url, headers=key, timeout=30).status_code in (204, 404)
         wait_until(self.is_empty, within=30, what="all uploads to be gone")
 
 
