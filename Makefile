@@ -12,8 +12,8 @@ DEBUG  := PYTHONASYNCIODEBUG=1
 # Tests with servers wait for half their time: three at once keep two cores busy. By file, as those of one share
 # servers; in the order of tests/conftest.py, which has the long files first, so that all end at about one time.
 AT_ONCE := --dist loadfile --no-loadscope-reorder
-# In `make test` these run so, and whatever else there is in tests/ runs after them without.
-IN_DEBUG_MODE := $(wildcard tests/unit tests/contracts tests/transcripts)
+# In `make test` these run so, the longest first, and whatever else there is in tests/ runs after them without.
+IN_DEBUG_MODE := $(wildcard tests/contracts tests/unit tests/transcripts)
 # What npm writes last: the JavaScript SDK is there.
 NODE_MODULES := tests/sdk/node_modules/.package-lock.json
 # We support two major versions of redis-py, and take its transport by a private name. What depends on that
