@@ -37,7 +37,7 @@ from bongsu.node.control import CONTROL, ControlTarget
 from bongsu.node.control_plane import ControlPlane
 from bongsu.node.hub import Hub
 from bongsu.node.presence import Roster
-from bongsu.node.unsent import Unsent
+from bongsu.node.unsent import Unsent, follow
 from bongsu.protocol import problems
 from bongsu.protocol.errors import ERROR_BAD_REQUEST, ERROR_UNRECOVERABLE_POSITION, SHUTDOWN, Error
 from bongsu.protocol.messages import (
@@ -237,7 +237,7 @@ class Node:
             sent = self._streams.send(rules.name, payload, idempotency_key=idempotency_key, relayed=relayed)
         else:
             sent = self.broker.send(rules.name, payload)
-        _follow(sent, published)
+        follow(sent, published)
         return published
 
     def _deliver_here(
@@ -412,22 +412,3 @@ class Node:
     def _beacon_went_out(self, task: asyncio.Task[None]) -> None:
         if not task.cancelled() and task.exception() is not None:
             log.critical("the beacon died; this replica is not ready any more", exc_info=task.exception())
-
-
-def _follow(sent: asyncio.Future[None], published: asyncio.Future[Appended]) -> None:
-    """Let `published` end as `sent` does."""
-
-    def done(finished: asyncio.Future[None]) -> None:
-        if published.done():
-            return
-        if finished.cancelled():
-            published.cancel()
-        elif (error := finished.exception()) is not None:
-            published.set_exception(error)
-        else:
-            published.set_result(Appended(0, ""))
-
-    if sent.done():
-        done(sent)
-    else:
-        sent.add_done_callback(done)

@@ -13,7 +13,7 @@ from typing import Final, NamedTuple
 
 from bongsu.brokers.base import Appended, BrokerBusy, BrokerUnavailable
 
-__all__ = ["Unsent"]
+__all__ = ["Unsent", "follow"]
 
 PATIENCE: Final = 3.0
 """Seconds that a publication waits; nothing sent before is on its way then."""
@@ -54,8 +54,8 @@ class Unsent:
         return len(self._waiting)
 
     def publish(self, channel: str, payload: bytes, published: asyncio.Future[Appended]) -> None:
-        """Send after all that wait; `published` is done when it is."""
-        if 0 < len(self._waiting) < MAX_WAITING:
+        """Send after all that wait; `published` is done when it is. It fails with `BrokerBusy` if many do."""
+        if self._waiting:
             self._wait(_Held(channel, payload, published, self._now() + PATIENCE))
         else:
             self._follow(_Held(channel, payload, published, 0.0), self._send(channel, payload))
@@ -69,29 +69,18 @@ class Unsent:
             self._end(self._waiting.popleft(), BrokerUnavailable("the broker is not connected"))
 
     def _follow(self, held: _Held, sent: asyncio.Future[None]) -> None:
-        def done(finished: asyncio.Future[None]) -> None:
-            if held.published.done():
-                return
-            if finished.cancelled():
-                held.published.cancel()
-                return
-            error = finished.exception()
-            if error is None:
-                held.published.set_result(Appended(0, ""))
-            elif isinstance(error, BrokerBusy) or not isinstance(error, BrokerUnavailable):
-                held.published.set_exception(error)
-            elif self._is_away() or len(self._waiting) >= MAX_WAITING or 0 < held.until <= self._now():
+        def refused(error: BrokerUnavailable) -> None:
+            if self._is_away() and not self._waiting:
                 self._end(held, error)
             else:
                 self._wait(held._replace(until=held.until or self._now() + PATIENCE))
 
-        if sent.done() and sent.exception() is None:
-            done(sent)
-        else:
-            # Also if it has failed already: those before it are told in later turns of the loop.
-            sent.add_done_callback(done)
+        follow(sent, held.published, refused)
 
     def _wait(self, held: _Held) -> None:
+        if len(self._waiting) >= MAX_WAITING:
+            held.published.set_exception(BrokerBusy(f"{MAX_WAITING} publications wait for the broker"))
+            return
         self._waiting.append(held)
         if self._timer is None:
             self._timer = asyncio.get_running_loop().call_later(_INTERVAL, self._try_again)
@@ -100,15 +89,18 @@ class Unsent:
         self._timer = None
         while self._waiting:
             held = self._waiting[0]
-            sent = self._send(held.channel, held.payload)
-            error = sent.exception() if sent.done() else None
-            if isinstance(error, BrokerUnavailable):
-                if not self._is_away() and self._now() < held.until:
+            refusal = BrokerUnavailable("the broker did not take it in time")
+            if self._now() < held.until:
+                sent = self._send(held.channel, held.payload)
+                error = sent.exception() if sent.done() else None
+                if not isinstance(error, BrokerUnavailable):
+                    self._follow(self._waiting.popleft(), sent)
+                    continue
+                if not self._is_away():
                     self._timer = asyncio.get_running_loop().call_later(_INTERVAL, self._try_again)
                     return
-                self._end(self._waiting.popleft(), error)
-            else:
-                self._follow(self._waiting.popleft(), sent)
+                refusal = error
+            self._end(self._waiting.popleft(), refusal)
 
     def _end(self, held: _Held, error: BrokerUnavailable) -> None:
         if not held.published.done():
@@ -117,3 +109,31 @@ class Unsent:
     @staticmethod
     def _now() -> float:
         return asyncio.get_running_loop().time()
+
+
+def follow(
+    sent: asyncio.Future[None],
+    published: asyncio.Future[Appended],
+    refused: Callable[[BrokerUnavailable], None] | None = None,
+) -> None:
+    """Let `published` end as `sent` does; `refused` has what the broker did not take, but could later."""
+
+    def done(finished: asyncio.Future[None]) -> None:
+        if published.done():
+            return
+        if finished.cancelled():
+            published.cancel()
+            return
+        match finished.exception():
+            case None:
+                published.set_result(Appended(0, ""))
+            case BrokerUnavailable() as error if refused is not None and not isinstance(error, BrokerBusy):
+                refused(error)
+            case error:
+                published.set_exception(error)
+
+    if sent.done() and sent.exception() is None:
+        done(sent)
+    else:
+        # Also if it has failed already: those before it are told in later turns of the loop.
+        sent.add_done_callback(done)
