@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 from redis.asyncio import Redis
+from tests.integration import test_concurrency
 from tests.integration.serving import DEADLINE, serving
 from tests.servers import RedisServer
 from websockets.asyncio.client import ClientConnection, connect
@@ -21,17 +22,7 @@ from bongsu.brokers.redis import RedisBroker
 from bongsu.node.commands import MAX_PUBLISHING
 from bongsu.settings import load
 
-CHANNEL = {
-    "ALLOW_SUBSCRIBE_FOR_CLIENT": "true",
-    "ALLOW_SUBSCRIBE_FOR_ANONYMOUS": "true",
-    "ALLOW_PUBLISH_FOR_SUBSCRIBER": "true",
-    "ALLOW_PUBLISH_FOR_ANONYMOUS": "true",
-    "ALLOW_HISTORY_FOR_SUBSCRIBER": "true",
-    "ALLOW_HISTORY_FOR_ANONYMOUS": "true",
-    "HISTORY_SIZE": "1000",
-    "HISTORY_TTL": "300s",
-    "FORCE_RECOVERY": "true",
-}
+CHANNEL = {**test_concurrency.CHANNEL, "HISTORY_SIZE": "1000", "FORCE_RECOVERY": "true"}
 
 
 class Line:
