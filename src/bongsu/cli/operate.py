@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import gc
 import ipaddress
 import socket
@@ -187,7 +188,7 @@ def fail_with(error: SettingsError) -> NoReturn:
 
 
 def _require_free(host: str, port: int) -> None:
-    """End the command if nobody can listen there: without this the whole server would start to find out."""
+    """End the command if the port is taken, or not for us: the whole server would start to find that out."""
     try:
         for family, kind, protocol, _, address in socket.getaddrinfo(
             host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
@@ -196,6 +197,8 @@ def _require_free(host: str, port: int) -> None:
                 probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
                 probe.bind(address)
     except OSError as error:
+        if error.errno not in (errno.EADDRINUSE, errno.EACCES):
+            return  # the server knows more ways to listen than this
         choose = "choose another port: --port, BONGSU_PORT or make run PORT=…"
         fail(f"cannot listen on {host}:{port}: {error.strerror}; {choose}")
 
