@@ -7,7 +7,6 @@ from broadcaster import BroadcastBackend
 from bongsu.brokers.adapter import BackendAdapter
 from bongsu.brokers.base import Broker
 from bongsu.brokers.memory import MemoryBroker
-from bongsu.brokers.redis import RedisBroker
 
 __all__ = ["Broker", "adapt", "broker_from_url"]
 
@@ -16,6 +15,9 @@ def broker_from_url(url: str, *, prefix: str) -> Broker:
     """`memory://`, or what redis-py reads: redis://, rediss://, unix://. Raises ValueError."""
     if url.startswith("memory://"):
         return MemoryBroker(url)
+    # Imported late: a start on one replica's memory alone needs nothing of redis-py.
+    from bongsu.brokers.redis import RedisBroker
+
     return RedisBroker(url, prefix=prefix)
 
 

@@ -8,9 +8,18 @@ import pytest
 from alembic import command
 from alembic.autogenerate import compare_metadata
 from alembic.runtime.migration import MigrationContext
+from alembic.script import ScriptDirectory
 from sqlalchemy import Connection, inspect, text
 
-from bongsu.db.migrate import VERSION_TABLE, MigrationsPending, _config, migrate, pending, require_migrated
+from bongsu.db.migrate import (
+    VERSION_TABLE,
+    MigrationsPending,
+    _config,
+    _head,
+    migrate,
+    pending,
+    require_migrated,
+)
 from bongsu.db.models import Table
 from bongsu.db.session import Database
 
@@ -42,6 +51,11 @@ async def test_migrations_and_models_agree(database_url: str) -> None:
         "outbox_relay",
         VERSION_TABLE,
     }
+
+
+def test_the_newest_migration_is_known_by_its_file_without_alembic() -> None:
+    """A start compares it with the database: were it another, migrations would be left out."""
+    assert _head() == ScriptDirectory.from_config(_config()).get_current_head() == REVISIONS[-1]
 
 
 async def test_of_replicas_that_start_together_one_migrates_and_the_others_wait(database_url: str) -> None:
