@@ -68,7 +68,47 @@ async def test_a_head_that_never_ends(port: int, monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr(http, "HEAD_TIMEOUT", 0.05)
     reader, writer = await asyncio.open_connection("127.0.0.1", port)
     writer.write(b"GET / HTTP/1.1\r\nHost:")
+    answer = await ends(reader)
+    assert answer.startswith(b"HTTP/1.1 408 ")
+    assert b'"code":"request_timeout"' in answer
+    writer.close()
+
+
+async def test_a_connection_on_which_nothing_is_asked(port: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(http, "HEAD_TIMEOUT", 0.05)
+    reader, writer = await asyncio.open_connection("127.0.0.1", port)
     assert await ends(reader) == b""
+    writer.close()
+
+
+async def test_a_head_that_never_ends_behind_a_request_that_is_being_answered(
+    port: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its 408 would stand in the middle of the answer."""
+    reader, writer = await asyncio.open_connection("127.0.0.1", port, limit=2**16)
+    writer.write(b"GET /long HTTP/1.1\r\nHost: h\r\n\r\n")
+    await reader.readuntil(b"\r\n\r\n")
+    monkeypatch.setattr(http, "HEAD_TIMEOUT", 0.05)
+    writer.write(b"GET / HTTP/1.1\r\nHost:")
+    assert b" 408 " not in await ends(reader)
+    writer.close()
+
+
+@pytest.mark.parametrize(
+    ("version", "hosts", "status"),
+    [("1.1", 0, 400), ("1.1", 1, 200), ("1.1", 2, 400), ("1.0", 0, 200), ("1.0", 2, 400)],
+)
+@pytest.mark.parametrize("upgrade", ["", "Connection: upgrade\r\nUpgrade: websocket\r\n"])
+async def test_a_request_names_its_host_once(
+    port: int, version: str, hosts: int, status: int, upgrade: str
+) -> None:
+    """RFC 9112 §3.2; HTTP/1.0 needs none."""
+    reader, writer = await asyncio.open_connection("127.0.0.1", port)
+    head = f"GET / HTTP/{version}\r\n" + "HOST: h\r\n" * hosts
+    writer.write(f"{head}Connection: close\r\n\r\n".encode())
+    answer = await ends(reader)
+    assert answer.startswith(f"HTTP/1.1 {status} ".encode())
+    assert (b"names its host" in answer) == (status == 400)
     writer.close()
 
 

@@ -72,7 +72,7 @@ def _address(name: Any) -> tuple[str, int | None] | None:
 
 
 class BongsuHttpProtocol(HttpToolsProtocol):
-    """Refuses heads that are too long (431), malformed (400) or never end (the connection is closed).
+    """Refuses heads that are too long (431), malformed (400) or never end (408).
 
     Nothing a peer does or leaves undone holds a connection without a deadline.
     """
@@ -80,6 +80,7 @@ class BongsuHttpProtocol(HttpToolsProtocol):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self._head_size = 0
+        self._hosts = 0
         self._unparsed = 0
         self._in_head = True
         self._head_began = False
@@ -121,7 +122,7 @@ class BongsuHttpProtocol(HttpToolsProtocol):
             }
         }
         self._in_head = self._head_began = True
-        self._head_size = 0
+        self._head_size = self._hosts = 0
 
     def on_url(self, url: bytes) -> None:
         super().on_url(url)
@@ -130,6 +131,8 @@ class BongsuHttpProtocol(HttpToolsProtocol):
     def on_header(self, name: bytes, value: bytes) -> None:
         self._head_size += len(name) + len(value)
         if self._in_head:
+            if len(name) == 4 and name.lower() == b"host":
+                self._hosts += 1
             super().on_header(name, value)
         elif self._head_size > MAX_HEAD:
             # Trailers of a chunked body: nobody here wants them, and uvicorn would keep them without a bound.
@@ -142,6 +145,8 @@ class BongsuHttpProtocol(HttpToolsProtocol):
         self._stop_timer()
         if self._head_size > MAX_HEAD:
             self._refuse_head()
+        elif self._hosts != 1 and (self._hosts or self.parser.get_http_version() == "1.1"):
+            self.send_400_response("A request names its host, and once (RFC 9112 §3.2).")
         else:
             super().on_headers_complete()
             if not self.pipeline:
@@ -297,6 +302,10 @@ class BongsuHttpProtocol(HttpToolsProtocol):
         self._arrival = self.loop.call_later(seconds, self._late)
 
     def _late(self) -> None:
+        answering = self.pipeline or (self.cycle is not None and not self.cycle.response_complete)
+        if self._in_head and self.scope is not None and not answering:
+            detail = f"The head of the request did not arrive within {HEAD_TIMEOUT:g} s."
+            self._refuse(Problem(problems.REQUEST_TIMEOUT, detail))
         self.transport.close()
         if unsent := self.transport.get_write_buffer_size():
             self._watch_departure(unsent)

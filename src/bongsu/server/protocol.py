@@ -217,6 +217,8 @@ class BongsuWebSocketProtocol(asyncio.Protocol):
             self._pause()
 
     def resume_reading(self) -> None:
+        if self._keepalive and self._session_paused:
+            self._config.wheel.set(self, self._loop.time() + KEEPALIVE)
         self._session_paused = False
         if self._input:
             self._schedule_slice()
@@ -359,6 +361,8 @@ class BongsuWebSocketProtocol(asyncio.Protocol):
         """The wheel's turn: nobody has been heard of for a while."""
         if self._close_sent or self._lost:
             return None
+        if self._session_paused:  # its pong may lie unread
+            return now + KEEPALIVE
         if self._awaits_pong:
             self._fail(_INTERNAL_ERROR, "keepalive ping timeout")
             return None
