@@ -14,6 +14,7 @@ import zlib
 from collections.abc import Callable, Iterable
 
 import hiredis
+import httptools
 import pytest
 from tests.fuzz.inputs import COUNT, inputs
 
@@ -207,6 +208,54 @@ def test_a_handshake_is_understood_or_refused() -> None:
             continue
         answer = handshake.response(understood, None, ())
         assert answer.index(b"\r\n\r\n") == len(answer) - 4, head
+
+
+class _Parsed:
+    """What the HTTP parser reads in the head of a handshake; `size` is None where it reads something else."""
+
+    def __init__(self, segment: bytes) -> None:
+        self.url = b""
+        self.headers: list[tuple[bytes, bytes]] = []
+        self.size: int | None = None
+        self.parser = httptools.HttpRequestParser(self)
+        try:
+            self.parser.feed_data(segment)
+        except httptools.HttpParserUpgrade as upgrade:
+            self.size = upgrade.args[0]
+        except httptools.HttpParserError:
+            pass
+
+    def on_url(self, url: bytes) -> None:
+        self.url += url
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        self.headers.append((name.lower(), value))
+
+
+def test_a_plain_head_is_what_the_parser_reads() -> None:
+    """Else a proxy before us and we could see two requests in one."""
+    key = b"Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n"
+    corpus = [
+        b"GET /ws/a%20b?a=b HTTP/1.1\r\nHost: a:80\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
+        + key
+        + b"\r\n",
+        b"GET / HTTP/1.1\r\nhost:a\r\nX-Forwarded-For: \t a, b \r\nconnection: keep-alive, upgrade\r\n"
+        + key
+        + b"Origin: http://a\r\nupgrade: WebSocket\r\nX:\r\n\r\n\x81\x80abcd",
+    ]
+    plain = 0
+    for segment in inputs(corpus, seed=37):
+        if (read := handshake.plain_head(segment)) is None:
+            continue
+        head, size = read
+        parsed = _Parsed(segment)
+        assert (parsed.size, parsed.headers) == (size, head.headers), segment
+        assert parsed.parser.get_method() == b"GET"
+        assert parsed.parser.get_http_version() == "1.1"
+        url = httptools.parse_url(parsed.url)
+        assert (url.path, url.query or b"") == (head.path, head.query), segment
+        plain += 1
+    assert plain > COUNT // 20
 
 
 # ---- uploads

@@ -12,7 +12,8 @@ from uvicorn import Server
 
 from bongsu.server import http
 from bongsu.server.body import Blocks
-from bongsu.server.http import BongsuConfig, BongsuHttpProtocol
+from bongsu.server.door import Door
+from bongsu.server.http import BongsuConfig
 
 LONG = 30.0  # seconds that no test reaches unless the deadline it is about is missing
 CHUNK = b"x" * 1_000_000
@@ -43,9 +44,7 @@ async def port(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[int]:
     for name in ("HEAD_TIMEOUT", "REST_TIMEOUT", "STALLED"):
         monkeypatch.setattr(http, name, LONG)
     with socket.create_server(("127.0.0.1", 0)) as listener:
-        config = BongsuConfig(
-            application, http=BongsuHttpProtocol, ws="none", lifespan="off", log_config=None
-        )
+        config = BongsuConfig(application, http=Door, ws="none", lifespan="off", log_config=None)
         config.server_headers = []
         config.blocks = Blocks()
         server = Server(config)

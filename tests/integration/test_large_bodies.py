@@ -13,7 +13,8 @@ import pytest
 from uvicorn import Server
 
 from bongsu.server.body import Blocks
-from bongsu.server.http import LARGE_BODY, BongsuConfig, BongsuHttpProtocol
+from bongsu.server.door import Door
+from bongsu.server.http import LARGE_BODY, BongsuConfig
 
 MIB: Final = 1024 * 1024
 BODY: Final = os.urandom(5 * MIB + 17)
@@ -76,9 +77,7 @@ def blocks() -> Blocks:
 @pytest.fixture
 async def client(application: Application, blocks: Blocks) -> AsyncIterator[Client]:
     with socket.create_server(("127.0.0.1", 0)) as listener:
-        config = BongsuConfig(
-            application, http=BongsuHttpProtocol, ws="none", lifespan="off", log_config=None
-        )
+        config = BongsuConfig(application, http=Door, ws="none", lifespan="off", log_config=None)
         config.server_headers = []
         config.blocks = blocks
         server = Server(config)

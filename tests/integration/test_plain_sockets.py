@@ -438,15 +438,16 @@ def test_a_request_for_a_socket_that_is_no_handshake_is_told_to_upgrade(
     assert httpx.get(one_server.url + "/connection/uni_websocket").status_code == 404  # not switched on
 
 
+@pytest.mark.parametrize("extra", [["X: 1"], ["X: 1", "X: 2"]], ids=["at the door", "by the HTTP parser"])
 async def test_messages_in_the_segment_of_the_handshake_are_handled_in_order(
-    one_server: RunningServer,
+    one_server: RunningServer, extra: list[str]
 ) -> None:
     """A client that doesn't wait for 101: what came behind its handshake was lost without a word."""
     async with clients(one_server, 1) as [other]:
         port = int(one_server.url.rsplit(":", 1)[1])
         reader, writer = await asyncio.open_connection("127.0.0.1", port)
         frames = b"".join(masked(0x81, text) for text in (b"first", b"second", b"x" * 9000))
-        writer.write(handshake_request(one_server, "/ws") + frames)
+        writer.write(handshake_request(one_server, "/ws", *extra) + frames)
         assert (await reader.readuntil(b"\r\n\r\n")).split()[1] == b"101"
         writer.write(masked(0x81, b"last"))
         for text in ("first", "second", "x" * 9000, "last"):

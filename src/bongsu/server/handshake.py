@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import binascii
 import hashlib
+import re
 from collections.abc import Iterable
 from typing import Final, NamedTuple
 
@@ -18,6 +19,14 @@ Fields = list[tuple[bytes, bytes]]
 _GUID: Final = b"258EAFA5-E914-47DA-95CA-C5AB0DC85B11"
 _VERSION: Final = b"13"
 
+# A target below the root, fields in one line each: what clients and proxies send. Nothing here can backtrack.
+_HEAD: Final = re.compile(
+    rb"GET (/(?!/)[!-\"$->@-~]*+)(?:\?([!-\"$-~]*+))? HTTP/1\.1\r\n"
+    rb"((?:[!#$%&'*+.^_`|~0-9A-Za-z-]++:[\t -~\x80-\xff]*+\r\n)*+)\r\n"
+)
+_FIELD: Final = re.compile(rb"([^:]++):[\t ]*+([^\r]*+)\r\n")
+_MAX_PLAIN: Final = 16 * 1024
+
 # Of these a second one would leave it open which counts.
 _ONCE: Final = frozenset(
     {b"host", b"origin", b"sec-websocket-key", b"sec-websocket-version", b"content-length"}
@@ -27,12 +36,43 @@ _DEFLATE: Final = "permessage-deflate"
 _DEFLATE_ACCEPTED: Final = b"permessage-deflate; server_no_context_takeover; client_no_context_takeover"
 
 
+class Head(NamedTuple):
+    """The request of a handshake: its target, and its headers by lower-case name."""
+
+    path: bytes
+    query: bytes
+    headers: Fields
+
+
 class Handshake(NamedTuple):
     """What a client asked for. `key` is the answer to its key."""
 
     key: bytes
     subprotocols: list[str]
     deflate: bool
+
+
+def plain_head(segment: bytes) -> tuple[Head, int] | None:
+    """The head of a handshake with which `segment` begins, and its size.
+
+    None: there is none, or one that is not as plain as clients and proxies send it, and an HTTP parser has to
+    say what it is. Whatever is read here, that parser reads the same.
+    """
+    head = _HEAD.match(segment)
+    if head is None or head.end() > _MAX_PLAIN:
+        return None
+    path, query, fields = head.groups(b"")
+    headers = [(name.lower(), value) for name, value in _FIELD.findall(fields)]
+    found = dict(headers)
+    is_plain = (
+        len(found) == len(headers)
+        and b"host" in found
+        and found.get(b"upgrade", b"").lower() == b"websocket"
+        and b"upgrade" in map(bytes.strip, found.get(b"connection", b"").lower().split(b","))
+        and b"content-length" not in found
+        and b"transfer-encoding" not in found
+    )
+    return (Head(path, query, headers), head.end()) if is_plain else None
 
 
 def read(method: str, headers: Fields, *, deflate: bool) -> Handshake:

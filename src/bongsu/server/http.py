@@ -12,12 +12,14 @@ import httptools
 from uvicorn import Config
 from uvicorn.protocols.http.flow_control import FlowControl
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol, RequestResponseCycle
+from uvicorn.server import ServerState
 
 from bongsu.node.wheel import Wheel
 from bongsu.protocol import problems
 from bongsu.protocol.problems import Problem
 from bongsu.server import handshake, kernel
 from bongsu.server.body import Blocks, BodyReader
+from bongsu.server.handshake import Handshake, Head
 from bongsu.server.protocol import BongsuWebSocketProtocol
 from bongsu.transports.sockets import STREAM_EXTENSION
 
@@ -64,11 +66,44 @@ def raw_response(problem: Problem, headers: list[tuple[bytes, bytes]]) -> bytes:
     return STATUS_LINE[problem.kind.status] + head + b"\r\n" + body
 
 
-def _address(name: Any) -> tuple[str, int | None] | None:
+def address(name: Any) -> tuple[str, int | None] | None:
     """An address as ASGI has it; of a Unix socket its path, if it has one."""
     if isinstance(name, tuple):
         return str(name[0]), int(name[1])
     return (name, None) if isinstance(name, str) and name else None
+
+
+def open_socket(
+    config: BongsuConfig,
+    state: ServerState,
+    app_state: dict[str, Any],
+    transport: asyncio.Transport,
+    head: Head,
+    asked: Handshake,
+) -> BongsuWebSocketProtocol:
+    """The connection is a socket from now on, and the application answers its handshake."""
+    get = transport.get_extra_info
+    loop = asyncio.get_running_loop()
+    socket = BongsuWebSocketProtocol(config, state, transport, loop, deflates=asked.deflate)
+    transport.set_protocol(socket)
+    path = head.path.decode("latin-1")
+    scope: dict[str, Any] = {
+        "type": "websocket",
+        "asgi": {"version": config.asgi_version, "spec_version": "2.4"},
+        "http_version": "1.1",
+        "scheme": "wss" if get("sslcontext") else "ws",
+        "server": address(get("sockname")),
+        "client": address(get("peername")),
+        "root_path": config.root_path,
+        "path": config.root_path + (unquote(path) if "%" in path else path),
+        "raw_path": config.root_path.encode("ascii") + head.path,
+        "query_string": head.query,
+        "headers": head.headers,
+        "subprotocols": asked.subprotocols,
+        "state": app_state.copy(),
+    }
+    socket.open(config.loaded_app, scope, asked)
+    return socket
 
 
 class BongsuHttpProtocol(HttpToolsProtocol):
@@ -98,8 +133,8 @@ class BongsuHttpProtocol(HttpToolsProtocol):
         self.connections.add(self)
         self.transport = transport
         self.flow = FlowControl(transport)
-        self.server = _address(transport.get_extra_info("sockname"))
-        self.client = cast("tuple[str, int] | None", _address(transport.get_extra_info("peername")))
+        self.server = address(transport.get_extra_info("sockname"))
+        self.client = cast("tuple[str, int] | None", address(transport.get_extra_info("peername")))
         self.scheme = "https" if transport.get_extra_info("sslcontext") else "http"
         self._arrives_within(HEAD_TIMEOUT)
 
@@ -233,24 +268,23 @@ class BongsuHttpProtocol(HttpToolsProtocol):
         if self._refused:
             return
         self.connections.discard(self)
-        transport, config = self.transport, cast("BongsuConfig", self.config)
-        scope = cast("dict[str, Any]", self.scope)
         try:
-            if scope["http_version"] != "1.1":
+            if self.scope["http_version"] != "1.1":
                 raise Problem(problems.BAD_REQUEST, "WebSockets need HTTP/1.1 (RFC 6455 §4.1).")
-            asked = handshake.read(scope["method"], self.headers, deflate=config.deflate)
-            scope = self._socket_scope(asked.subprotocols)
+            try:
+                url = httptools.parse_url(self.url)
+            except httptools.HttpParserInvalidURLError:
+                raise Problem(problems.BAD_REQUEST, "The request's target is not a URL.") from None
+            config = cast("BongsuConfig", self.config)
+            head = Head(url.path or b"/", url.query or b"", self.headers)
+            asked = handshake.read(self.scope["method"], self.headers, deflate=config.deflate)
         except Problem as problem:
             # A client of another version is to learn which we speak (RFC 6455 §4.2.2).
             self._refuse(problem, (b"sec-websocket-version", b"13"))
             return
-        socket = BongsuWebSocketProtocol(
-            config, self.server_state, transport, self.loop, deflates=asked.deflate
-        )
-        transport.set_protocol(socket)
         # A cycle otherwise, kept for as long as the collector pleases: the parser calls this object.
         self.parser = self.scope = self.headers = None  # type: ignore[assignment]
-        socket.open(self.app, scope, asked)
+        socket = open_socket(config, self.server_state, self.app_state, self.transport, head, asked)
         if early := self._after_the_head():
             socket.data_received(early)
 
@@ -261,29 +295,6 @@ class BongsuHttpProtocol(HttpToolsProtocol):
         """
         upgrade = sys.exception()
         return self._segment[upgrade.args[0] :] if isinstance(upgrade, httptools.HttpParserUpgrade) else b""
-
-    def _socket_scope(self, subprotocols: list[str]) -> dict[str, Any]:
-        """The ASGI scope of a WebSocket. Raises `Problem`."""
-        try:
-            url = httptools.parse_url(self.url)
-            raw_path, query = url.path or b"/", url.query or b""
-        except httptools.HttpParserInvalidURLError:
-            raise Problem(problems.BAD_REQUEST, "The request's target is not a URL.") from None
-        return {
-            "type": "websocket",
-            "asgi": {"version": self.asgi_version, "spec_version": "2.4"},
-            "http_version": "1.1",
-            "scheme": "wss" if self.scheme == "https" else "ws",
-            "server": self.server,
-            "client": self.client,
-            "root_path": self.root_path,
-            "path": self.root_path + unquote(raw_path.decode("latin-1")),
-            "raw_path": self.root_path.encode("ascii") + raw_path,
-            "query_string": query,
-            "headers": self.headers,
-            "subprotocols": subprotocols,
-            "state": self.app_state.copy(),
-        }
 
     def send_400_response(self, msg: str) -> None:
         self._refuse(Problem(problems.BAD_REQUEST, msg))

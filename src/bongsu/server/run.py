@@ -20,7 +20,8 @@ from uvicorn import Server
 from bongsu.app import Bongsu
 from bongsu.node.wheel import Wheel
 from bongsu.server.body import Blocks
-from bongsu.server.http import BongsuConfig, BongsuHttpProtocol
+from bongsu.server.door import Door
+from bongsu.server.http import BongsuConfig
 from bongsu.server.logs import configure_logging
 from bongsu.server.protocol import BongsuWebSocketProtocol
 from bongsu.settings import Settings
@@ -52,7 +53,7 @@ def run(settings: Settings) -> int:
         app,
         host=settings.host,
         port=settings.port,
-        http=BongsuHttpProtocol,
+        http=Door,
         # uvicorn has to know that there are WebSockets; which class, our HTTP protocol knows.
         ws=BongsuWebSocketProtocol,
         ws_max_size=settings.plain.message_size_limit,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from bongsu.protocol.problems import Problem
-from bongsu.server.handshake import Fields, Handshake, read, response
+from bongsu.server.handshake import Fields, Handshake, Head, plain_head, read, response
 
 KEY = b"dGhlIHNhbXBsZSBub25jZQ=="
 GOOD: Fields = [(b"host", b"a"), (b"sec-websocket-version", b"13"), (b"sec-websocket-key", KEY)]
@@ -91,3 +91,40 @@ def test_the_answer_names_what_was_agreed_on() -> None:
         b"\r\nSec-WebSocket-Extensions: permessage-deflate; server_no_context_takeover; "
         b"client_no_context_takeover\r\n" in agreed
     )
+
+
+PLAIN = b"GET /ws?a=b?c HTTP/1.1\r\nHost: a\r\nupgrade:WebSocket\r\nConnection: keep-alive, Upgrade \r\n\r\n"
+
+
+def test_a_plain_head_is_read_and_what_follows_it_is_not() -> None:
+    headers = [(b"host", b"a"), (b"upgrade", b"WebSocket"), (b"connection", b"keep-alive, Upgrade ")]
+    assert plain_head(PLAIN + b"\x81\x80") == (Head(b"/ws", b"a=b?c", headers), len(PLAIN))
+
+
+@pytest.mark.parametrize(
+    ("before", "after"),
+    [
+        (b"GET", b"POST"),
+        (b"/1.1", b"/1.0"),
+        (b"/ws", b"ws"),
+        (b"/ws", b"//ws"),
+        (b"/ws", b"/w s"),
+        (b"/ws", b"/ws#"),
+        (b"b?c", b"b#c"),
+        (b"Host: a", b"Host : a"),
+        (b"Host: a", b"Host: a\r\n b"),
+        (b"Host: a", b"Host: a\x00"),
+        (b"Host: a", b"Host: a\r\nHost: b"),
+        (b"Host: a", b"X: a"),
+        (b"Host: a", b"Host: a\r\nContent-Length: 0"),
+        (b"Host: a", b"Host: a\r\nTransfer-Encoding: chunked"),
+        (b"Host: a", b"Host: " + b"y" * 16384),
+        (b"WebSocket", b"h2c"),
+        (b", Upgrade", b""),
+        (b"\r\n\r\n", b"\r\n"),
+        (b"\r\n", b"\n"),
+    ],
+)
+def test_a_head_that_is_not_plain_is_left_to_the_parser(before: bytes, after: bytes) -> None:
+    assert before in PLAIN
+    assert plain_head(PLAIN.replace(before, after)) is None
