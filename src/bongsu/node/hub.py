@@ -94,7 +94,8 @@ class Hub:
             failed.set_exception(BrokerUnavailable("the broker is away"))
             return failed
         # Asked again each time: the broker makes a new future after a reconnect.
-        return asyncio.shield(self._broker.want(channel.name))
+        wanted = self._broker.want(channel.name)
+        return wanted if wanted.done() else asyncio.shield(wanted)
 
     def join(self, channel: Channel, client: Client, variant: Variant) -> None:
         """From now on nothing in `channel` is missed, but kept aside until `admit`."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable, Coroutine
 from dataclasses import replace
+from functools import cache
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from bongsu.auth import TokenVerifier
@@ -65,6 +66,7 @@ class Services:
         self._metrics = metrics
         # Looked up once: it costs more than the counting.
         self._received = metrics.received.labels("client")
+        self._accepted = cache(metrics.accepted.labels)
         self._of_user: dict[str, dict[Connection, None]] = {}
         self._by_key: dict[str, Connection] = {}
         self._tasks: set[asyncio.Task[None]] = set()
@@ -74,7 +76,7 @@ class Services:
     def register(self, connection: Connection) -> None:
         """A transport has accepted a connection."""
         self.node.add(connection.client)
-        self._metrics.accepted.labels(connection.transport).inc()
+        self._accepted(connection.transport).inc()
         if connection.key:
             self._by_key[connection.key] = connection
 

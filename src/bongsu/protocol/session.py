@@ -99,11 +99,13 @@ class Session:
         "_refreshable",
         "_state",
         "_subscriptions",
+        "is_closed",
     )
 
     def __init__(self, options: SessionOptions, *, now: float) -> None:
         self._options = options
         self._state = _State.ACCEPTED
+        self.is_closed = False
         self._close_at: float | None = now + options.stale_close_delay  # stale, then expiry
         self._ping_at: float | None = None
         self._pong_by: float | None = None
@@ -246,6 +248,7 @@ class Session:
         if self._state is _State.CLOSED:
             return []
         self._state = _State.CLOSED
+        self.is_closed = True
         self._close_at = self._ping_at = self._pong_by = None
         self._expiring.clear()
         return [Close(disconnect)]
@@ -317,10 +320,6 @@ class Session:
         """Whether `channel` was subscribed by the server: what ends it then ends the connection."""
         subscription = self._subscriptions.get(channel)
         return subscription is not None and subscription.server_side
-
-    @property
-    def is_closed(self) -> bool:
-        return self._state is _State.CLOSED
 
     @property
     def channels(self) -> list[str]:

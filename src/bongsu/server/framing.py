@@ -74,7 +74,7 @@ class FrameReader:
 
     def read(self) -> Message | None:
         """The next whole message, or None: feed more. Raises `BrokenFrame`."""
-        while (frame := self._frame()) is not None:
+        while self._input is not None and (frame := self._frame()) is not None:
             first, payload = frame
             opcode = first & 0x0F
             if opcode >= CLOSE:

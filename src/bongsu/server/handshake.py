@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import base64
 import binascii
 import hashlib
 import re
@@ -122,12 +121,12 @@ def _accept(key: bytes | None) -> bytes:
     if key is None:
         raise _malformed("it has no Sec-WebSocket-Key")
     try:
-        size = len(base64.b64decode(key, validate=True))
+        size = len(binascii.a2b_base64(key, strict_mode=True))
     except binascii.Error:
         size = 0
     if size != 16:
         raise _malformed("its Sec-WebSocket-Key is not 16 bytes in base64")
-    return base64.b64encode(hashlib.sha1(key + _GUID, usedforsecurity=False).digest())
+    return binascii.b2a_base64(hashlib.sha1(key + _GUID, usedforsecurity=False).digest(), newline=False)
 
 
 def _may_deflate(offer: str) -> bool:

@@ -226,7 +226,11 @@ def _plain(value: Any) -> Any:
         case Struct():
             always = getattr(value, "always_sent", ())
             members = zip(value.__struct_fields__, msgspec.structs.astuple(value), strict=True)
-            return {name: _plain(member) for name, member in members if member or name in always}
+            return {
+                name: member if type(member) in _LEAVES else _plain(member)
+                for name, member in members
+                if member or name in always
+            }
         case bytes():
             return Raw(_embedded(value))
         case tuple() if hasattr(value, "_asdict"):  # a row of a table of codes
