@@ -34,7 +34,7 @@ STEPS: tuple[tuple[str, str], ...] = (
     ("socket write", r"BongsuWebSocketProtocol\.write |_flush.*\(bongsu/server/protocol\.py"),
     (
         "accept and handshake",
-        r"\(bongsu/server/(http|handshake)\.py|\(bongsu/transports/(handshake|websocket)\.py|httptools_impl|"
+        r"\(bongsu/server/(http|door|handshake)\.py|\(bongsu/transports/(handshake|websocket)\.py|httptools_impl|"
         r"BongsuWebSocketProtocol\.(__init__|open|accept|connection_made)|\(bongsu/app\.py|"
         r"\(bongsu/node/admission\.py",
     ),
