@@ -13,8 +13,9 @@ import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import IO, Protocol
 
-__all__ = ["Child", "MissingProgram", "StartError", "find_program", "free_port", "wait_until"]
+__all__ = ["Child", "MissingProgram", "Process", "StartError", "find_program", "free_port", "wait_until"]
 
 # Below Linux's ephemeral range (32768-60999): while a server is down, an outgoing connection could be given
 # its port as a source port, and a client that keeps retrying a closed ephemeral port sooner or later connects
@@ -67,6 +68,18 @@ def wait_until(condition: Callable[[], bool], *, within: float, what: str) -> No
         time.sleep(0.02)
 
 
+class Process(Protocol):
+    """What a `Child` needs of `subprocess.Popen`."""
+
+    pid: int
+
+    @property
+    def stdout(self) -> IO[bytes] | None: ...
+    def poll(self) -> int | None: ...
+    def wait(self, timeout: float | None = None) -> int: ...
+    def send_signal(self, sig: int) -> None: ...
+
+
 class Child:
     """A program run in its own session, so that a terminal's Ctrl-C reaches us alone and we choose the order.
 
@@ -101,7 +114,7 @@ class Child:
         self._grace = grace
         self._on_line = on_line
         self._keep_open = tuple(keep_open)
-        self._process: subprocess.Popen[bytes] | None = None
+        self._process: Process | None = None
         self._pump: threading.Thread | None = None
         self._expected_to_end = True
         self._asked_to_stop = False
@@ -128,19 +141,7 @@ class Child:
             raise RuntimeError(f"{self.name} runs already")
         self._join_pump()
         self._expected_to_end = self._asked_to_stop = False
-        self._process = subprocess.Popen(
-            [*self._tie_to_parent(), *self._argv],
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            env=self._env,
-            cwd=self._cwd,
-            start_new_session=True,
-            pass_fds=self._keep_open,
-            user=self._user,
-            group=self._user,
-            extra_groups=None if self._user is None else [],
-        )
+        self._process = self._launch()
         self._pump = threading.Thread(
             target=self._copy_output, args=(self._process,), name=f"log of {self.name}", daemon=True
         )
@@ -211,6 +212,21 @@ class Child:
     def log_tail(self, lines: int = 20) -> str:
         return "\n".join(f"  {self.name} | {line}" for line in self.log().splitlines()[-lines:])
 
+    def _launch(self) -> Process:
+        return subprocess.Popen(
+            [*self._tie_to_parent(), *self._argv],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            env=self._env,
+            cwd=self._cwd,
+            start_new_session=True,
+            pass_fds=self._keep_open,
+            user=self._user,
+            group=self._user,
+            extra_groups=None if self._user is None else [],
+        )
+
     def _tie_to_parent(self) -> list[str]:
         # setpriv rather than preexec_fn: Python code between fork and exec can deadlock, since we run log
         # threads. The user changes before setpriv runs: afterwards the kernel would forget the signal.
@@ -230,7 +246,7 @@ class Child:
             )  # a grandchild may still hold the pipe open; its lines are not worth a hang
             self._pump = None
 
-    def _copy_output(self, process: subprocess.Popen[bytes]) -> None:
+    def _copy_output(self, process: Process) -> None:
         assert process.stdout is not None
         with process.stdout as output, self.log_path.open("wb") as log:
             for raw in output:

@@ -7,6 +7,7 @@ import urllib.error
 import urllib.request
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import ClassVar
 
 from deploy.child import Child, free_port
 
@@ -21,6 +22,8 @@ class Replica:
 
     `env` is its whole environment. It is ready when `ready_path` answers 200.
     """
+
+    child_type: ClassVar[type[Child]] = Child
 
     def __init__(
         self,
@@ -38,7 +41,7 @@ class Replica:
         self.port = free_port()
         self._ready_path = ready_path
         command = [str(BONGSU), "serve", "--host", "127.0.0.1", "--port", str(self.port)]
-        self.child = Child(
+        self.child = self.child_type(
             name,
             [*command, "--dev"] if dev else command,
             log=log,

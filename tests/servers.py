@@ -15,6 +15,8 @@ from deploy.redis_server import RedisServer
 from deploy.replica import BONGSU, Replica, answers
 from deploy.s3_server import S3Server
 
+from tests.preloaded import PreloadedChild
+
 __all__ = [
     "API_KEY",
     "BONGSU",
@@ -37,6 +39,8 @@ class RunningServer(Replica):
     All it writes is in `directory`. `kill()` then `start()` is a crash and a restart on the same port and
     data. It counts as started when `/livez` answers.
     """
+
+    child_type = PreloadedChild
 
     def __init__(self, directory: Path, env: Mapping[str, str], *, dev: bool) -> None:
         settings = {

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import os
+import signal
+from collections.abc import Callable
 from pathlib import Path
 
 import asyncpg
 import pytest
 import redis.asyncio
-from tests.servers import PostgresServer, RedisServer, StartError
+from tests.servers import PostgresServer, RedisServer, RunningServer, StartError, answers
 
 
 def _dsn(url: str) -> str:
@@ -64,3 +67,30 @@ def test_a_data_directory_that_somebody_else_put_there_is_refused(tmp_path: Path
         server.start()
     assert list(theirs.iterdir()) == []
     assert theirs.stat().st_mode & 0o777 == 0o755
+
+
+def pipes_and_sockets(server: RunningServer) -> set[str]:
+    opened = {os.readlink(entry.path) for entry in os.scandir(f"/proc/{server.pid}/fd")}
+    return {name for name in opened if name.startswith(("pipe:", "socket:"))}
+
+
+def test_a_preloaded_server_is_a_process_of_its_own_and_ends_as_one(
+    bongsu_server: Callable[..., RunningServer],
+) -> None:
+    first, second = bongsu_server(), bongsu_server()
+    for server in (first, second):
+        assert os.getpgid(server.pid) == server.pid
+        assert Path(f"/proc/{server.pid}/cwd").readlink() == server.directory
+    assert pipes_and_sockets(first) & pipes_and_sockets(second) == set()
+    first.kill()
+    assert (first.running, first.exit_code) == (False, -signal.SIGKILL)
+    assert not answers(f"{first.url}/livez")
+    assert answers(f"{second.url}/livez")
+    first.start()
+    first.stop()
+    assert (first.running, first.exit_code) == (False, 0)
+
+
+def test_a_preloaded_server_that_cannot_start_says_why(bongsu_server: Callable[..., RunningServer]) -> None:
+    with pytest.raises(StartError, match=r"exit status 1(.|\n)*BONGSU_LOG__LEVEL"):
+        bongsu_server(BONGSU_LOG__LEVEL="loud")
