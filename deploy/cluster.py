@@ -18,6 +18,7 @@ import tomllib
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from types import FrameType
+from typing import ClassVar
 
 from deploy.child import Child, StartError, describe_exit, free_port
 from deploy.console import Console
@@ -43,6 +44,8 @@ class Cluster:
     cluster of its own. `env`, by default our own environment, is the replicas' too, less what makes them a
     cluster. Start it from the main thread: its processes end with the thread that started them.
     """
+
+    replica_type: ClassVar[type[Replica]] = Replica
 
     def __init__(
         self,
@@ -80,7 +83,7 @@ class Cluster:
         self._file = _settings_file(root, os.environ if env is None else env)
         self._env = self._replica_env(os.environ if env is None else env)
         self.replicas = [
-            Replica(
+            self.replica_type(
                 name,
                 env={**self._env, "BONGSU_REPLICA": name},
                 cwd=root,

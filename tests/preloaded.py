@@ -3,8 +3,8 @@
 Most tests start servers, and most of a start is the same imports again. Here they are done once for each
 process of pytest. A fork runs the shipped command line, with arguments, environment, directory and output of
 its own, and ends as any process: by itself, by a signal, by kill -9. It finds nothing in memory but modules,
-and importing ours starts and reads nothing. What `deploy.cluster` starts for `tests/e2e`, `tests/sdk` and
-`tests/chaos` is the console script itself, as users start it.
+and importing ours starts and reads nothing. The console script itself, as users start it, is what runs in the
+clusters of `tests/sdk` and most of `tests/e2e`.
 """
 
 from __future__ import annotations
@@ -50,10 +50,9 @@ class PreloadedChild(Child):
     """A child whose program is the console script `bongsu`; also on systems where it cannot be a fork."""
 
     def _launch(self) -> Process:
-        can_be_a_fork = sys.platform == "linux" and not (self._keep_open or self._user)
-        if not can_be_a_fork or self._env is None or self._cwd is None or _differs_early(self._env):
+        if sys.platform != "linux" or self._env is None or self._cwd is None or _differs_early(self._env):
             return super()._launch()
-        return _nursery().fork(self._argv, self._env, self._cwd)
+        return _nursery().fork(self._argv, self._env, self._cwd, self._keep_open)
 
 
 def _differs_early(env: Mapping[str, str]) -> bool:
@@ -114,13 +113,13 @@ class Nursery:
                 start_new_session=True,
             )
 
-    def fork(self, argv: Sequence[str], env: Mapping[str, str], cwd: Path) -> Fork:
+    def fork(self, argv: Sequence[str], env: Mapping[str, str], cwd: Path, keep_open: Sequence[int]) -> Fork:
         order = json.dumps({"argv": list(argv), "env": dict(env), "cwd": str(cwd)}).encode()
         output, their_output = os.pipe()
         status, their_status = os.pipe()
         try:
             with self._lock:
-                socket.send_fds(self._orders, [order], [their_output, their_status])
+                socket.send_fds(self._orders, [order], [their_output, their_status, *keep_open])
                 (pid,) = _NUMBER.unpack(self._orders.recv(_NUMBER.size))
         finally:
             os.close(their_output)
@@ -159,10 +158,10 @@ def _fork_as_told(orders: socket.socket) -> None:
             _tell_ends(statuses)
         if orders.fileno() not in ready:
             continue
-        message, descriptors, _, _ = socket.recv_fds(orders, _MOST, 2)
+        message, descriptors, _, _ = socket.recv_fds(orders, _MOST, 8)
         if not message:
             os._exit(0)
-        output, status = descriptors
+        output, status, *kept = descriptors
         order = json.loads(message)
         pid = os.fork()
         if pid == 0:
@@ -174,7 +173,10 @@ def _fork_as_told(orders: socket.socket) -> None:
             signal.signal(signal.SIGCHLD, signal.SIG_DFL)
             os.dup2(output, 1)
             os.dup2(output, 2)
-            os.closerange(3, os.sysconf("SC_OPEN_MAX"))
+            for opened in map(int, os.listdir("/proc/self/fd")):
+                if opened > 2 and opened not in kept:
+                    with contextlib.suppress(OSError):  # the one that the list was read from is gone
+                        os.close(opened)
             os.chdir(order["cwd"])
             os.environ.clear()
             os.environ.update(order["env"])
@@ -183,7 +185,8 @@ def _fork_as_told(orders: socket.socket) -> None:
         with contextlib.suppress(OSError):  # both do it: whoever is told the pid may signal the group
             os.setpgid(pid, pid)
         statuses[pid] = status
-        os.close(output)
+        for passed_on in (output, *kept):
+            os.close(passed_on)
         orders.send(_NUMBER.pack(pid))
 
 

@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from deploy.child import StartError, free_port, wait_until
+from deploy.cluster import Cluster
 from deploy.postgres_server import PostgresServer
 from deploy.redis_server import RedisServer
 from deploy.replica import BONGSU, Replica, answers
@@ -21,6 +22,7 @@ __all__ = [
     "API_KEY",
     "BONGSU",
     "PostgresServer",
+    "PreloadedCluster",
     "RedisServer",
     "RunningServer",
     "S3Server",
@@ -33,14 +35,24 @@ __all__ = [
 API_KEY = "key-of-the-tests"
 
 
-class RunningServer(Replica):
+class PreloadedReplica(Replica):
+    """A replica that starts for a fraction of the CPU time; see `tests/preloaded.py`."""
+
+    child_type = PreloadedChild
+
+
+class PreloadedCluster(Cluster):
+    """For a test that starts replicas again and again, or a cluster of its own."""
+
+    replica_type = PreloadedReplica
+
+
+class RunningServer(PreloadedReplica):
     """`bongsu serve` with a memory broker, SQLite and local files unless `env` says otherwise.
 
     All it writes is in `directory`. `kill()` then `start()` is a crash and a restart on the same port and
     data. It counts as started when `/livez` answers.
     """
-
-    child_type = PreloadedChild
 
     def __init__(self, directory: Path, env: Mapping[str, str], *, dev: bool) -> None:
         settings = {

@@ -6,11 +6,11 @@ import shutil
 from pathlib import Path
 
 import pytest
-from deploy.cluster import REPOSITORY, Cluster
+from deploy.cluster import REPOSITORY
 from tests.chaos.ledger import Ledger, View
 from tests.chaos.run import SETTINGS, Load, chaos
 from tests.scale import scaled
-from tests.servers import outer_environment
+from tests.servers import PreloadedCluster, outer_environment
 
 
 @pytest.mark.soak
@@ -19,7 +19,7 @@ async def test_whatever_dies_every_client_sees_each_publication_once_or_is_told(
     tmp_path: Path, seed: int
 ) -> None:
     (tmp_path / "nginx.conf").symlink_to(REPOSITORY / "nginx.conf")
-    cluster = Cluster(tmp_path, replicas=2, env={**outer_environment(), **SETTINGS})
+    cluster = PreloadedCluster(tmp_path, replicas=2, env={**outer_environment(), **SETTINGS})
     load = Load(clients=12, faults=scaled(8, 40), between=scaled(1, 2))
     try:
         with cluster:

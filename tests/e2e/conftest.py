@@ -12,7 +12,7 @@ import httpx
 import pytest
 from deploy.cluster import REPOSITORY, Cluster
 from tests.e2e.listener import Listener
-from tests.servers import outer_environment
+from tests.servers import PreloadedCluster, outer_environment
 
 Listen = Callable[[str], Awaitable[Listener]]
 
@@ -28,9 +28,8 @@ def cluster_root(tmp_path: Path) -> Iterator[Path]:
 
 
 @contextlib.contextmanager
-def running_cluster(root: Path, *, replicas: int) -> Iterator[Cluster]:
-    """A cluster in `root` for the length of the block; its data is removed with it."""
-    cluster = Cluster(root, replicas=replicas, env=outer_environment())
+def running(cluster: Cluster) -> Iterator[Cluster]:
+    """The cluster runs for the length of the block; its data is removed with it."""
     try:
         with cluster:
             yield cluster
@@ -48,7 +47,7 @@ def trio(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
     root = tmp_path_factory.mktemp("trio") / "my 봉수 #1 %20?"
     root.mkdir()
     (root / "nginx.conf").symlink_to(REPOSITORY / "nginx.conf")
-    with running_cluster(root, replicas=3) as cluster:
+    with running(Cluster(root, replicas=3, env=outer_environment())) as cluster:
         yield cluster
     shutil.rmtree(root)
 
@@ -56,7 +55,7 @@ def trio(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
 @pytest.fixture
 def pair(cluster_root: Path) -> Iterator[Cluster]:
     """Two replicas for a test that kills a part of its cluster."""
-    with running_cluster(cluster_root, replicas=2) as cluster:
+    with running(PreloadedCluster(cluster_root, replicas=2, env=outer_environment())) as cluster:
         yield cluster
 
 

@@ -22,7 +22,7 @@ import pytest
 from deploy.cluster import Cluster
 from deploy.replica import Replica
 from tests.scale import scaled
-from tests.servers import S3Server, outer_environment
+from tests.servers import PreloadedCluster, S3Server, outer_environment
 
 MIB: Final = 1024 * 1024
 PIECE: Final = 256 * 1024
@@ -39,7 +39,7 @@ def cluster(request: pytest.FixtureRequest, cluster_root: Path) -> Iterator[Clus
     if request.param == "s3":
         s3: S3Server = request.getfixturevalue("s3_server")
         env |= dict(s3.environment) | {"BONGSU_STORAGE_URL": request.getfixturevalue("s3_url")}
-    made = Cluster(cluster_root, replicas=2, env=env)
+    made = PreloadedCluster(cluster_root, replicas=2, env=env)
     try:
         with made:
             yield made
