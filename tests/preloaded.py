@@ -1,4 +1,4 @@
-"""`bongsu serve` as a fork of a process that has imported it: a start for a fifth of the CPU time.
+"""`bongsu serve` as a fork of a process that has imported it: a start for an eighth of the CPU time.
 
 Most tests start servers, and most of a start is the same imports again. Here they are done once for each
 process of pytest. A fork runs the shipped command line, with arguments, environment, directory and output of
