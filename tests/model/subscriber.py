@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, Final
 
 from tests.model.ledger import Ledger, Tops, Violation
@@ -35,7 +35,7 @@ class Socket:
         self.connection: Connection | None = None
         self.stalled = False
 
-    def write(self, chunks: list[bytes]) -> None:
+    def write(self, chunks: Sequence[bytes]) -> None:
         if self.stalled:
             self._held += chunks
             assert self.connection is not None

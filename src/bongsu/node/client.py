@@ -1,8 +1,9 @@
 """One connection: its outbox, its single way out, and what happens when it is slow.
 
 Everything that leaves goes through `Client.emit` or `Client.close`, both synchronous: a reply can't be
-overtaken by a push, and nothing follows a close. The outbox, `pending`, is None (clean), or one of three that
-the fan-out only ever appends to: a plain list (dirty: written at the end of this read), a `Backlog` (the
+overtaken by a push, and nothing follows a close. The outbox, `pending`, is None (clean), a tuple (dirty:
+written at the end of this read; one object for all who are sent the same, as most are sent nothing else), or
+one of three that are only ever appended to: a plain list (dirty, of more than one sending), a `Backlog` (the
 socket takes no more), or the `_Closed` that swallows what comes after the close.
 """
 
@@ -10,7 +11,7 @@ from __future__ import annotations
 
 import itertools
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Protocol
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
@@ -128,7 +129,7 @@ class ClientOptions(BaseModel):
 class Socket(Protocol):
     """What a client needs of its transport. All synchronous; none of it raises when the peer is gone."""
 
-    def write(self, chunks: list[bytes]) -> None:
+    def write(self, chunks: Sequence[bytes]) -> None:
         """Write all of `chunks`, in order. May call the owner's `paused` before it returns."""
         ...
 
@@ -205,7 +206,7 @@ class Client:
         """`gone` is called once, when the client must be forgotten (closed by us, or the connection lost)."""
         self.id = next(_ids)
         self.principal = principal
-        self.pending: list[bytes] | Backlog | None = None
+        self.pending: tuple[bytes, ...] | list[bytes] | Backlog | None = None
         self.closed_with: Disconnect | None = None
         self.lost_position: Callable[[str], None] | None = None
         """Told the name of a channel in which this client has missed something that cannot be had."""
@@ -222,15 +223,17 @@ class Client:
         """Send `chunk` after everything emitted before. Never blocks; may make the client slow."""
         pending = self.pending
         if pending is None:
-            self.pending = [chunk]
+            self.pending = (chunk,)
             self._desk.dirty(self)
+        elif isinstance(pending, tuple):
+            self.pending = [*pending, chunk]
         else:
             pending.append(chunk)
 
     def flush(self) -> None:
         """One write of all that is pending. Called by the hub."""
         pending = self.pending
-        if type(pending) is list:
+        if type(pending) is tuple or type(pending) is list:
             # Clean before the write: the write itself may pause us, and start a backlog.
             self.pending = None
             self._socket.write(pending)

@@ -388,15 +388,20 @@ class Hub:
         return others
 
     def _append(self, group: Iterable[Client], chunks: list[bytes]) -> None:
+        if not chunks:
+            return
         dirty = self._dirty
-        for chunk in chunks:
-            # `Client.emit`, unrolled: this line runs once per delivery.
-            for client in group:
-                pending = client.pending
-                if pending is None:
-                    client.pending = [chunk]
-                    dirty.append(client)
-                else:
+        outbox = tuple(chunks)
+        # `Client.emit`, unrolled: these lines run once per delivery.
+        for client in group:
+            pending = client.pending
+            if pending is None:
+                client.pending = outbox
+                dirty.append(client)
+            elif isinstance(pending, tuple):
+                client.pending = [*pending, *outbox]
+            else:
+                for chunk in outbox:
                     pending.append(chunk)
         if dirty and not self._delivering:
             self._schedule()

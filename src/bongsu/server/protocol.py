@@ -11,7 +11,7 @@ reset that overtakes the frame.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from http import HTTPStatus
 from typing import Any, Final, Protocol, cast
 
@@ -192,7 +192,7 @@ class BongsuWebSocketProtocol(asyncio.Protocol):
         else:
             self._resume()
 
-    def write(self, chunks: list[bytes]) -> None:
+    def write(self, chunks: Sequence[bytes]) -> None:
         if not (self._close_sent or self._lost):
             self._transport.write(chunks[0] if len(chunks) == 1 else b"".join(chunks))
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import Awaitable, Callable, Iterable, MutableMapping
+from collections.abc import Awaitable, Callable, Iterable, MutableMapping, Sequence
 from typing import Any, Protocol, TypeAlias
 
 import structlog
@@ -86,7 +86,7 @@ class AsgiSocket:
         self._closing = asyncio.Event()
         self._within = 0.0
 
-    def write(self, chunks: list[bytes]) -> None:
+    def write(self, chunks: Sequence[bytes]) -> None:
         if self._close is not None:
             return
         self._out.extend(chunks)

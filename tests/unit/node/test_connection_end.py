@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import gc
 import weakref
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Iterator, Sequence
 
 import pytest
 
@@ -31,7 +31,7 @@ class Wire:
     def __init__(self) -> None:
         self.written = b""
 
-    def write(self, chunks: list[bytes]) -> None:
+    def write(self, chunks: Sequence[bytes]) -> None:
         self.written += b"".join(chunks)
 
     def unacknowledged(self) -> int:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+from collections.abc import Sequence
 
 import pytest
 
@@ -56,7 +57,7 @@ class MemorySocket:
         self.buffered = 0
         self.client: Client | None = None
 
-    def write(self, chunks: list[bytes]) -> None:
+    def write(self, chunks: Sequence[bytes]) -> None:
         assert self.closed is None, "nothing follows a close"
         data = b"".join(chunks)
         self.writes.append(data)
