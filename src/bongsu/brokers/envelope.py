@@ -165,12 +165,12 @@ def _decode_publication(payload: bytes) -> Publication:
         raise UnknownEnvelope(f"flags {flags:#x}, {len(payload)} bytes: {error}") from error
     return Publication(
         payload[start:],
-        plain=bool(flags & _PLAIN),
+        plain=flags & _PLAIN != 0,
         offset=offset,
         info=info,
         tags=tags,
-        binary=bool(flags & _BINARY),
-        patchable=bool(flags & _PATCHABLE),
+        binary=flags & _BINARY != 0,
+        patchable=flags & _PATCHABLE != 0,
         epoch=epoch,
         time=time,
     )

@@ -25,6 +25,8 @@ def text_frame(payload: bytes) -> bytes:
     size = len(payload)
     if size < 126:
         return _SHORT_TEXT[size] + payload
+    if size < 65536:
+        return _MEDIUM(_TEXT, 126, size) + payload
     return _head(_TEXT, size) + payload
 
 

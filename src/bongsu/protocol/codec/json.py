@@ -105,7 +105,7 @@ class JsonCodec:
 
     def publication(self, prefix: bytes, publication: Publication) -> bytes:
         """One publication push."""
-        return b"".join((prefix, _publication_fields(publication), self._publication_tail))
+        return _publication(prefix, publication, self._publication_tail)
 
     def delta_form(self, publication: Publication, base: bytes | None) -> Publication:
         """With delta, `data` is always a JSON string: the document's text, or the patch's."""
@@ -181,26 +181,26 @@ def _embedded(payload: bytes) -> bytes:
         raise _not_json() from error
 
 
-def _publication_fields(publication: Publication) -> bytes:
+def _publication(opening: bytes, publication: Publication, closing: bytes) -> bytes:
     """The members of a publication. Trusts `data`: this is the hot path, and `binary` says when not to."""
     if publication.binary:
         raise _not_json()
-    fields = [b'"data":' + publication.data] if publication.data else []
-    if publication.offset:
-        fields.append(b'"offset":%d' % publication.offset)
+    rest = b',"offset":%d' % publication.offset if publication.offset else b""
     if publication.info is not None:
-        fields.append(b'"info":' + _client_info(publication.info))
+        rest += b',"info":' + _client_info(publication.info)
     if publication.tags:
-        fields.append(b'"tags":' + _encode(publication.tags))
+        rest += b',"tags":' + _encode(publication.tags)
     if publication.delta:
-        fields.append(b'"delta":true')
+        rest += b',"delta":true'
     if publication.time:
-        fields.append(b'"time":%d' % publication.time)
+        rest += b',"time":%d' % publication.time
     if publication.channel:
-        fields.append(b'"channel":' + _encode(publication.channel))
-    if publication.epoch and publication.offset == 1:
-        fields.append(b'"epoch":' + _encode(publication.epoch))
-    return b",".join(fields)
+        rest += b',"channel":' + _encode(publication.channel)
+    if publication.offset == 1 and publication.epoch:
+        rest += b',"epoch":' + _encode(publication.epoch)
+    if publication.data:
+        return b'%b"data":%b%b%b' % (opening, publication.data, rest, closing)
+    return opening + rest[1:] + closing
 
 
 def _client_info(info: ClientInfo) -> bytes:
@@ -220,7 +220,7 @@ def _plain(value: Any) -> Any:
         return value
     match value:
         case Publication():
-            return Raw(b"{%b}" % _publication_fields(value))
+            return Raw(_publication(b"{", value, b"}"))
         case ClientInfo():
             return Raw(_client_info(value))
         case Struct():
