@@ -8,6 +8,8 @@ import os
 import random
 import shutil
 import signal
+import socket
+import threading
 import time
 from collections import Counter
 from collections.abc import AsyncIterator, Iterator
@@ -238,6 +240,65 @@ async def test_an_upload_arrives_whole_though_its_replica_is_killed_again_and_ag
         assert (record["sha256"], record["size"]) == (sha256(size), size)
         assert again <= kills * WINDOW
         assert not sender.ends["TimeoutError"]
+
+
+class Deaf(threading.Thread):
+    """A client that sends one request at a steady rate and reads nothing before it may send no more.
+
+    Browsers do the same: they look for the answer when the whole body is out.
+    """
+
+    RATE: Final = 20_000_000  # bytes a second
+    BLOCK: Final = 64 * 1024
+
+    def __init__(self, url: str, size: int) -> None:
+        super().__init__()
+        self._url, self._size = httpx.URL(url), size
+        self._ending = threading.Event()
+        self.given = 0
+        """Bytes that the kernel has taken."""
+        self.answer = b""
+
+    def run(self) -> None:
+        head = [f"PATCH {self._url.path} HTTP/1.1", f"Host: {self._url.netloc.decode()}", "Upload-Offset: 0"]
+        head += ["Tus-Resumable: 1.0.0", "Content-Type: application/offset+octet-stream"]
+        head += [f"Content-Length: {self._size}", "", ""]
+        with socket.create_connection((self._url.host, self._url.port or 80), timeout=60) as client:
+            client.sendall("\r\n".join(head).encode())
+            with suppress(ConnectionError):
+                while self.given < self._size and not self._ending.wait(self.BLOCK / self.RATE):
+                    client.sendall(bytes(self.BLOCK))
+                    self.given += self.BLOCK
+            with suppress(ConnectionError):
+                while data := client.recv(65536):
+                    self.answer += data
+
+    def end(self) -> None:
+        self._ending.set()
+        self.join()
+
+
+async def test_a_killed_replica_costs_a_client_that_reads_nothing_while_it_sends_no_more_than_what_was_on_the_way(
+    pair: Cluster,
+) -> None:
+    """nginx answered 502 and read on for half a minute, all of it in vain; browsers saw the answer then."""
+    size = 1024 * MIB
+    async with sending(pair, size, patience=30) as sender:
+        client = Deaf(sender.url, size)
+        client.start()
+        try:
+            async with asyncio.timeout(60):
+                while await sender.database.ask("size", sender.id) < 2 * WINDOW:
+                    await asyncio.sleep(0.01)
+            victim = await holder(pair, sender)
+            before = client.given
+            victim.kill()
+            await asyncio.to_thread(client.join)
+        finally:
+            await asyncio.to_thread(client.end)
+        print(f"{(client.given - before) / MIB:.1f} MiB sent after the kill")
+        assert client.given - before <= 8 * MIB
+        assert client.answer.startswith(b"HTTP/1.1 502 ")
 
 
 async def test_a_frozen_replica_that_thaws_adds_nothing_to_what_another_one_received(
