@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from sqlalchemy import func, select, update
+from sqlalchemy import event, func, select, update
 from sqlmodel import col
 
 from bongsu.db.columns import clock
@@ -374,6 +374,22 @@ async def test_bytes_without_their_checksum_leave_the_offset_where_it_was(cluste
     assert (await cluster.a.head(upload_id, ANN)).size == 4
     assert (await send(rest)).state == "received"
     assert await cluster.content(upload_id) == b"good" + rest
+
+
+async def test_bytes_that_await_their_checksum_cost_the_database_no_more_than_others(
+    cluster: Cluster,
+) -> None:
+    """Since nothing of them counted yet, every write behind the first 8 MiB was a transaction."""
+    data = os.urandom(3 * COMMIT_EVERY)
+    upload_id = await cluster.create(1 + len(data))
+    checksum = Checksum("sha1", hashlib.sha1(data).digest())
+    commits: list[object] = []
+    async with cluster.a.append(upload_id, offset=0, principal=ANN, checksum=checksum) as sink:
+        event.listen(cluster.database.engine.sync_engine, "commit", commits.append)
+        for start in range(0, len(data), 65536):
+            await sink.write(data[start : start + 65536])
+        assert len(commits) < 8  # 3, and one for every 10 s that it takes
+        assert (await sink.finish()).size == len(data)
 
 
 async def test_bytes_that_never_count_are_not_kept(cluster: Cluster) -> None:

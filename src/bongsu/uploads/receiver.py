@@ -149,6 +149,7 @@ class Receiver:
         self._base = upload.size
         self._written = 0  # bytes in our segment
         self._committed = 0  # bytes of them that count
+        self._noted = 0  # bytes of them at the last commit, whether they count or await their checksum
         self._digest = None if upload.size else hashlib.sha256()  # of all, if it comes through us
         self._ended: Exception | None = None
         self._over = False
@@ -172,7 +173,7 @@ class Receiver:
                 self._batch += data
             if len(self._batch) >= self._means.batches.size():
                 await self._flush()
-            waiting = self._written - self._committed
+            waiting = self._written - self._noted
             if waiting >= COMMIT_EVERY or time.monotonic() - self._committed_at > _SIGN_OF_LIFE:
                 await self._commit()
                 await self._means.check_room(0)
@@ -327,6 +328,7 @@ class Receiver:
             raise
         self._upload = upload
         self._committed = counts
+        self._noted = self._written
 
     async def _complete(self) -> None:
         """receiving → received, and the job that goes with it, or neither."""
