@@ -850,6 +850,18 @@ async def test_a_key_is_not_taken_for_another_concatenation(cluster: Cluster) ->
     assert (await cluster.b.create_final(parts[1:], **whole | {"idempotency_key": "l"})).size == 1
 
 
+async def test_the_key_of_an_upload_that_has_expired_begins_a_new_one(cluster: Cluster) -> None:
+    """Until the sweep came by it was answered with an address that answers 410."""
+    first = await create(cluster.a, length=5, idempotency_key="k")
+    await cluster.send(cluster.a, first.id, 0, b"12")
+    await cluster.age(first.id)
+    second = await create(cluster.b, length=5, idempotency_key="k")
+    assert (second.id != first.id, second.size) == (True, 0)
+    async with refused(problems.EXPIRED):
+        await cluster.a.head(first.id, ANN)
+    assert await cluster.usage() == {"user:ann": (5, 1), "total": (5, 1)}
+
+
 async def test_a_request_sent_again_replaces_the_one_that_never_arrived(cluster: Cluster) -> None:
     """The first one's connection is dead, but its replica does not know yet; its client tries again."""
     again = {"filename": "f", "content_type": "a/b", "owner": "ann", "idempotency_key": "k"}

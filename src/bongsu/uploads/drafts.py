@@ -7,6 +7,7 @@ from typing import Final
 
 import msgspec
 from sqlalchemy.exc import IntegrityError
+from sqlmodel import col
 
 from bongsu.db.models import Upload
 from bongsu.db.session import Database
@@ -67,8 +68,14 @@ class Drafts:
 
     async def _find_key(self, draft: rows.Draft, digest: str) -> None:
         async with self._database.session() as session:
-            upload = await rows.find(session, digest)
-        if upload is None:
+            found = await rows.find(session, digest)
+        if found is None:
+            return
+        upload, is_over = found
+        if is_over:  # the sweep has not come by yet; its address answers 410 already
+            await self._removal.remove(
+                (col(Upload.id) == upload.id) & rows.is_stale(), remember=upload.resumable
+            )
             return
         if not _is_of(upload, draft):
             raise key_reused()

@@ -387,11 +387,11 @@ async def is_gone(session: AsyncSession, upload_id: str) -> bool:
     return (await session.execute(select(col(Upload.id)).where(here))).one_or_none() is None
 
 
-async def find(session: AsyncSession, idempotency: str) -> Upload | None:
-    """The upload that was made with this idempotency key."""
-    return (
-        await session.execute(select(Upload).where(col(Upload.idempotency) == idempotency))
-    ).scalar_one_or_none()
+async def find(session: AsyncSession, idempotency: str) -> tuple[Upload, bool] | None:
+    """The upload that was made with this idempotency key, and whether its time is over."""
+    wanted = select(Upload, is_stale()).where(col(Upload.idempotency) == idempotency)
+    row = (await session.execute(wanted)).one_or_none()
+    return None if row is None else (row[0], bool(row[1]))
 
 
 async def pieces(session: AsyncSession, upload_id: str) -> list[Piece]:
