@@ -621,6 +621,22 @@ async def test_parts_become_one_file_and_go_when_it_is_stored(cluster: Cluster) 
     assert await cluster.usage() == {"user:ann": (whole.size, 1), "total": (whole.size, 1)}
 
 
+async def test_parts_count_as_one_file_once_they_are_put_together(start: Start) -> None:
+    """They counted beside the whole until the sweep: who had room for the parts was refused the file."""
+    cluster = await start(UploadOptions(min_free=0, user_max_files=3))
+    parts = [await cluster.create(1, partial=True) for _ in range(3)]
+    for part in parts:
+        await cluster.send(cluster.a, part, 0, b"x")
+    whole = await cluster.a.create_final(parts, filename="f", content_type="a/b", owner="ann")
+    one = {"user:ann": (3, 1), "total": (3, 1)}
+    assert await cluster.usage() == one
+    assert await cluster.content(whole.id) == b"xxx"
+    await cluster.a.sweep()
+    assert (await cluster.usage(), cluster.files()) == (one, [object_key(whole.id, 1)])
+    await cluster.a.delete(whole.id, ANN)
+    assert await cluster.usage() == {"user:ann": (0, 0), "total": (0, 0)}
+
+
 async def test_an_upload_that_nobody_goes_on_with_expires_and_says_so(cluster: Cluster) -> None:
     upload_id = await cluster.create(10)
     await cluster.send(cluster.a, upload_id, 0, b"12345")

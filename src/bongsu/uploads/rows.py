@@ -241,13 +241,12 @@ async def receive(
     return received
 
 
-async def claim_parts(
-    session: AsyncSession, draft: Draft, parts: Sequence[str], limits: UploadOptions
-) -> Upload | None:
+async def claim_parts(session: AsyncSession, draft: Draft, parts: Sequence[str]) -> Upload | None:
     """The concatenation of `parts`, complete at once; None when one of them cannot be used, or there is none.
 
-    They must be received, of the draft's owner, and part of nothing else. Their bytes count for the whole
-    from here on. When it is None the transaction must be rolled back. Raises as `create` does.
+    They must be received, of the draft's owner, and part of nothing else. From here on they count
+    as one file, which has their bytes: no quota can refuse that. When it is None the transaction must be
+    rolled back. Raises `IntegrityError` as `create` does.
     """
     if not parts:
         return None
@@ -278,7 +277,7 @@ async def claim_parts(
         received_at=clock(),
         expires_at=None,
     )
-    await charge(session, draft.owner, size=0, files=1, limits=limits)
+    await charge(session, draft.owner, size=0, files=1 - len(parts))
     return received
 
 
@@ -336,7 +335,9 @@ async def expire(
     The row may stay for `lifetime` seconds, to tell who asks. None: the condition is false.
     """
     locked = (
-        select(col(Upload.id), col(Upload.owner), col(Upload.state), col(Upload.reserved))
+        select(
+            col(Upload.id), col(Upload.owner), col(Upload.state), col(Upload.reserved), col(Upload.part_of)
+        )
         .where(condition)
         .with_for_update()
     )
@@ -357,7 +358,8 @@ async def expire(
     assert upload is not None  # it is locked
     attempts = await session.execute(select(func.max(Job.attempts)).where(col(Job.upload_id) == upload.id))
     if before.state != "expired":
-        await charge(session, before.owner, size=-before.reserved, files=-1)
+        files = -1 if before.part_of is None else 0  # parts count with their whole
+        await charge(session, before.owner, size=-before.reserved, files=files)
     return upload, before.state, attempts.scalar_one() or 0
 
 

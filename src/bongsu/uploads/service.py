@@ -181,7 +181,7 @@ class UploadService:
         )
         try:
             async with self._database.transaction() as session:
-                upload = await rows.claim_parts(session, draft, parts, self.options)
+                upload = await rows.claim_parts(session, draft, parts)
                 if upload is None:
                     raise Problem(
                         problems.PARTS_UNUSABLE,
