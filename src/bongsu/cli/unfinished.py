@@ -17,13 +17,14 @@ _KEPT: Final = 30 * 86400.0
 
 
 def fingerprint(server: str, file: Path) -> str:
-    """Stands for this very content of this file on this server. Raises OSError.
+    """Stands for this content of this file on this server: `<file and server>.<content>`. Raises OSError.
 
     Size and time of change stand for the content: to hash a large file takes as long as to send it.
     """
     state = file.stat()
-    parts = (server, str(file.resolve()), str(state.st_size), str(state.st_mtime_ns))
-    return hashlib.sha256("\0".join(parts).encode("utf-8", "surrogateescape")).hexdigest()
+    place = f"{server}\0{file.resolve()}".encode("utf-8", "surrogateescape")
+    content = f"{state.st_size}\0{state.st_mtime_ns}".encode()
+    return f"{hashlib.sha256(place).hexdigest()}.{hashlib.sha256(content).hexdigest()}"
 
 
 class Unfinished:
@@ -43,9 +44,12 @@ class Unfinished:
         return None
 
     def keep(self, key: str, path: str) -> None:
+        """Also forgets what was kept of an earlier content of the file: nothing goes on there."""
         with contextlib.suppress(OSError):
             self._directory.mkdir(mode=0o700, parents=True, exist_ok=True)
             self._drop_old()
+            for earlier in self._directory.glob(f"{key.partition('.')[0]}.*"):
+                earlier.unlink(missing_ok=True)
             # Under its name only when it is whole: a run that ends here must not leave half an address.
             with tempfile.NamedTemporaryFile("w", dir=self._directory, delete=False, encoding="utf-8") as new:
                 new.write(path)

@@ -41,6 +41,20 @@ def test_addresses_that_no_server_keeps_any_more_are_dropped(tmp_path: Path) -> 
     assert (unfinished.find("old"), unfinished.find("older")) == ("/files/1", None)
 
 
+def test_the_address_of_what_a_file_was_before_is_dropped(tmp_path: Path) -> None:
+    file, other = tmp_path / "a.txt", tmp_path / "b.txt"
+    unfinished = Unfinished(tmp_path / "kept")
+    for changing in (other, file):
+        changing.write_text("a")
+        unfinished.keep(fingerprint(SERVER, changing), "/files/1")
+    before = fingerprint(SERVER, file)
+    file.write_text("ab")
+    unfinished.keep(fingerprint(SERVER, file), "/files/2")
+    assert unfinished.find(before) is None
+    assert unfinished.find(fingerprint(SERVER, file)) == "/files/2"
+    assert unfinished.find(fingerprint(SERVER, other)) == "/files/1"
+
+
 def test_without_a_place_for_it_nothing_is_kept_and_nothing_fails(tmp_path: Path) -> None:
     (tmp_path / "file").write_bytes(b"\xff")
     unfinished = Unfinished(tmp_path / "file")
