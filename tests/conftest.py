@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import signal
+import ssl
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -18,6 +20,11 @@ from tests.servers import PostgresServer, RedisServer, RunningServer, S3Server
 hypothesis.settings.register_profile("check", deadline=None, derandomize=True)
 hypothesis.settings.load_profile("check")
 
+
+# Each client of httpx reads a file of certificates when it is made, 50 ms of CPU time, and tests make
+# thousands that ask nobody by TLS. Of a directory it reads what it needs.
+os.environ.pop("SSL_CERT_FILE", None)
+os.environ["SSL_CERT_DIR"] = ssl.get_default_verify_paths().openssl_capath
 
 # In the background of a shell SIGINT is ignored, and the servers that tests start would inherit that.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:

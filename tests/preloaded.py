@@ -4,7 +4,7 @@ Most tests start servers, and most of a start is the same imports again. Here th
 process of pytest. A fork runs the shipped command line, with arguments, environment, directory and output of
 its own, and ends as any process: by itself, by a signal, by kill -9. It finds nothing in memory but modules,
 and importing ours starts and reads nothing. The console script itself, as users start it, is what runs in the
-clusters of `tests/sdk` and most of `tests/e2e`.
+clusters of most of `tests/e2e`.
 """
 
 from __future__ import annotations

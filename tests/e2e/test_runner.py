@@ -68,7 +68,14 @@ def runner(request: pytest.FixtureRequest, cluster_root: Path, tmp_path: Path) -
 
 def still_alive(processes: list[psutil.Process]) -> list[psutil.Process]:
     """Those that run. One that has ended, but whose parent has not asked for its status, does not."""
-    return [p for p in processes if p.is_running() and p.status() != psutil.STATUS_ZOMBIE]
+
+    def runs(process: psutil.Process) -> bool:
+        try:
+            return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
+        except psutil.NoSuchProcess:  # it ended between the two questions
+            return False
+
+    return [process for process in processes if runs(process)]
 
 
 def run_traces(directory: Path) -> list[Path]:

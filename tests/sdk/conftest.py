@@ -11,10 +11,10 @@ import httpx
 import jwt
 import pytest
 from deploy.child import wait_until
-from deploy.cluster import REPOSITORY, Cluster
+from deploy.cluster import REPOSITORY
 from deploy.replica import Replica
 from tests.sdk.line import Line
-from tests.servers import outer_environment
+from tests.servers import PreloadedCluster, outer_environment
 
 API_KEY = "key-of-the-sdk-tests"
 SECRET = "secret-of-the-sdk-tests-32-bytes-or-more"
@@ -101,7 +101,7 @@ def _knows_both(replica: Replica) -> bool:
 def deployment(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Deployment]:
     root = tmp_path_factory.mktemp("sdk")
     (root / "nginx.conf").symlink_to(REPOSITORY / "nginx.conf")
-    cluster = Cluster(root, replicas=2, env={**outer_environment(), **SETTINGS})
+    cluster = PreloadedCluster(root, replicas=2, env={**outer_environment(), **SETTINGS})
     try:
         with cluster:
             # What reaches connections on every replica reaches those that a replica knows of: after a second.
