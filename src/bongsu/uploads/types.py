@@ -20,13 +20,14 @@ __all__ = ["HEAD", "is_allowed", "is_utf8", "sniff"]
 HEAD: Final = 4096
 """Bytes that are looked at."""
 
-_SPACE: Final = rb"(?:\xef\xbb\xbf)?[\t\n\x0c\r ]*"
+# Possessive, as what follows here: space and comments could be divided in very many ways, and a sender would
+# find out.
+_SPACE: Final = rb"(?:\xef\xbb\xbf)?+[\t\n\x0c\r ]*+"
 _HTML: Final = re.compile(
     _SPACE + rb"<(?:!doctype html|html|head|script|iframe|h1|div|font|table|a|style|title|b|body|br|p)[ >]"
     rb"|" + _SPACE + rb"<!--",
     re.IGNORECASE,
 )
-# Possessive: comments could be divided in exponentially many ways, and a sender would find out.
 _SVG: Final = re.compile(
     _SPACE + rb"(?:<\?xml[^>]*+>|(?><!--.*?-->)|<!doctype svg[^>]*+>|\s)*+<svg[\s>]",
     re.IGNORECASE | re.DOTALL,
