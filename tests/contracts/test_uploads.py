@@ -502,7 +502,20 @@ async def test_a_hook_may_quote_any_bytes_when_it_rejects_a_file(cluster: Cluste
     assert json.loads(event.data)["upload"]["error"] == record.error
 
 
-@pytest.mark.parametrize("ending", ["swallows its end", "is cancelled", "exits"])
+class Mute(Rejected):
+    def __str__(self) -> str:
+        raise RuntimeError("no words")
+
+
+ENDINGS: dict[str, BaseException] = {
+    "is cancelled": asyncio.CancelledError(),
+    "exits": SystemExit(3),
+    "is closed": GeneratorExit(),
+    "says nothing": Mute(),
+}
+
+
+@pytest.mark.parametrize("ending", ["swallows its end", *ENDINGS])
 async def test_a_hook_that_is_cut_off_or_ends_otherwise_has_not_passed(cluster: Cluster, ending: str) -> None:
     """A hook that ended without an answer was taken for one that said yes, or asked again without end."""
     asked = []
@@ -510,10 +523,8 @@ async def test_a_hook_that_is_cut_off_or_ends_otherwise_has_not_passed(cluster: 
     @cluster.b.hooks.register("scan", time_limit=0.05 if ending == "swallows its end" else 600)
     async def scan(file: ReceivedFile) -> None:
         asked.append(file.key)
-        if ending == "is cancelled":
-            raise asyncio.CancelledError
-        if ending == "exits":
-            raise SystemExit(3)
+        if ending in ENDINGS:
+            raise ENDINGS[ending]
         with suppress(asyncio.CancelledError):
             await asyncio.Event().wait()
 

@@ -82,7 +82,8 @@ async def contained(*, time_limit: float) -> AsyncIterator[None]:
 
     Raises `TimeLimitExceeded` when it took longer: it is cancelled then, since a call that hangs would keep
     its slot and its job for ever. Raises `Interrupted` for a `CancelledError` that nobody sent, which would
-    pass for a stop of the worker, and for `SystemExit` and its like. The causes show where it was.
+    pass for a stop of the worker, for `SystemExit` and its like, and for an error whose text cannot be had.
+    The causes show where it was.
     """
     task = asyncio.current_task()
     assert task is not None
@@ -90,8 +91,6 @@ async def contained(*, time_limit: float) -> AsyncIterator[None]:
     try:
         async with asyncio.timeout(time_limit) as limit:
             yield
-    except GeneratorExit:
-        raise
     except BaseException as error:
         raised = error
     # Code that was cut off has not done its work, whatever it made of its cancellation: a return, an error.
@@ -99,10 +98,19 @@ async def contained(*, time_limit: float) -> AsyncIterator[None]:
         raise asyncio.CancelledError from raised
     if limit.expired():
         raise TimeLimitExceeded(f"it took longer than {time_limit:g} seconds") from raised
-    if isinstance(raised, Exception):
+    if isinstance(raised, Exception) and _speaks(raised):
         raise raised
     if raised is not None:
         raise Interrupted(f"it raised {type(raised).__name__}") from raised
+
+
+def _speaks(error: Exception) -> bool:
+    """Whether it says what happened; one that does not could not be recorded."""
+    try:
+        str(error)
+    except Exception:
+        return False
+    return True
 
 
 class JobAbandoned(Exception):
