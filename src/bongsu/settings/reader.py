@@ -4,8 +4,8 @@ Plain pydantic reads the values, not pydantic-settings: that reads the environme
 constructed, lets a mistyped `BONGSU_PROT=1` pass, stops at the first value that is not JSON, and cannot tell
 which variable a value came from. An operator needs all problems in one go, by the names they typed.
 
-House rule that makes this possible: a float among the options is a duration in seconds, and an int with
-`size` in its name counts bytes, but for `history_size`, a name of the protocol's, which counts publications.
+House rule that makes this possible: a float among the options is a duration in seconds, and an int counts
+bytes by its name (`_SIZES`), but for `history_size`, a name of the protocol's, which counts publications.
 Both may be written with a unit here; the rooms see numbers only.
 """
 
@@ -35,6 +35,7 @@ ACCESS_TOKEN_VARIABLE: Final = "BONGSU_ACCESS_TOKEN"
 _OTHER_VARIABLES: Final = frozenset({CONFIG_VARIABLE, URL_VARIABLE, ACCESS_TOKEN_VARIABLE})
 
 # A Service named "bongsu" makes Kubernetes set these in every pod of its namespace.
+_SIZES: Final = re.compile("size|_quota$|_free$|_rate$")
 _KUBERNETES: Final = re.compile(r"BONGSU_(SERVICE_(HOST|PORT)|PORT_[0-9]+_(TCP|UDP))")
 _KUBERNETES_PORT: Final = re.compile(r"(tcp|udp)://")
 _KUBERNETES_HINT: Final = (
@@ -244,7 +245,7 @@ def _convert(setting: Setting | Path, value: object, *, text: bool) -> object:
         return seconds
     if not isinstance(value, str):
         return value
-    if kind is int and "size" in setting.path[-1] and setting.path[-1] != "history_size":
+    if kind is int and _SIZES.search(setting.path[-1]) and setting.path[-1] != "history_size":
         return parse_size(value)
     if text and get_origin(kind) in (list, tuple, set, frozenset):
         return parse_list(value)

@@ -204,6 +204,10 @@ def test_a_namespace_that_is_empty_in_a_weaker_source_keeps_the_options_of_the_s
         ("upload.max_size", "65536", 65536),
         ("client.queue_max_size", "64KiB", 65536),
         ("plain.message_size_limit", "1KiB", 1024),
+        ("upload.user_quota", "20MiB", 20 * 2**20),
+        ("upload.total_quota", "1TB", 10**12),
+        ("upload.min_free", "1GiB", 2**30),
+        ("upload.min_rate", "1KiB", 1024),
         ("allowed_origins", '["https://App.Example.org"]', ["https://app.example.org"]),
         (
             "allowed_origins",
