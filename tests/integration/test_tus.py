@@ -161,6 +161,16 @@ async def test_a_length_may_be_said_at_the_end(server: UploadServer, http: httpx
     assert (await server.stored(path[-32:]))["sha256"] == hashlib.sha256(b"hello").hexdigest()
 
 
+async def test_a_body_that_would_be_too_large_is_refused_unread_though_the_length_is_open(
+    server: UploadServer, http: httpx.AsyncClient
+) -> None:
+    path = await create(http, Upload_Defer_Length="1")
+    assert (await append(http, path, 0, b"hel")).status_code == 204
+    assert refused(await append(http, path, 3, bytes(MAX_SIZE - 2))) == (413, "upload_too_large")
+    assert (await http.head(path)).headers["upload-offset"] == "3"
+    assert (await append(http, path, 3, bytes(MAX_SIZE - 3))).status_code == 204
+
+
 @pytest.mark.parametrize("algorithm", tus.CHECKSUM_ALGORITHMS)
 async def test_bytes_that_are_not_those_of_their_checksum_are_not_kept(
     server: UploadServer, http: httpx.AsyncClient, algorithm: str
