@@ -580,6 +580,9 @@ async def test_content_is_served_in_parts_and_only_when_it_changed(
     whole = await client.head(url)
     assert (whole.status_code, whole.headers["content-length"], whole.content) == (200, "700000", b"")
     etag = whole.headers["etag"]
+    # Ranges are of GET alone (RFC 9110 §14.2).
+    ranged = await client.head(url, headers={"range": "bytes=0-1"})
+    assert (ranged.status_code, ranged.headers["content-length"]) == (200, "700000")
 
     part = await client.get(url, headers={"range": "bytes=100000-599999", "if-range": etag})
     assert (part.status_code, part.headers["content-range"]) == (206, "bytes 100000-599999/700000")

@@ -38,7 +38,7 @@ async def content_response(request: Request, record: UploadRecord, reader: Reade
             await reader.close()
             return Response(status_code=304, headers=headers)
         start, end, status = 0, reader.size, 200
-        wanted = request.headers.get("range", "")
+        wanted = request.headers.get("range", "") if request.method == "GET" else ""
         if wanted and request.headers.get("if-range", headers["etag"]) in (
             headers["etag"],
             headers["last-modified"],
