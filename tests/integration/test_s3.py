@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 from collections.abc import AsyncIterator, Iterator
+from datetime import timedelta
 
 import pytest
 from tests.faults import Fault, FaultProxy
@@ -11,6 +13,7 @@ from tests.servers import S3Server, free_port
 
 from bongsu.uploads.stores import Piece, Store, StoreUnavailable, store_from_url
 from bongsu.uploads.stores.base import object_key, segment_key
+from bongsu.uploads.stores.s3.bucket import Bucket
 from bongsu.uploads.stores.s3.store import S3Store
 
 ID = "01a20b9add5377cdbe9f6b0cc99be853"
@@ -172,3 +175,24 @@ async def test_a_server_that_is_not_there_is_said_not_to_be(
 ) -> None:
     monkeypatch.setenv("AWS_ENDPOINT_URL_S3", f"http://127.0.0.1:{free_port()}")
     assert "S3 cannot be reached" in await start(s3_url)
+
+
+async def test_a_server_that_hangs_keeps_a_request_waiting_for_one_bound_and_not_for_one_with_each_try(
+    network: FaultProxy, s3_url: str
+) -> None:
+    """Each of four tries waited 30 seconds for its answer: a client was told 503 after minutes."""
+    bucket = Bucket("bongsu", s3_url.rpartition("/")[2], patience=timedelta(seconds=0.5))
+    await bucket.start()
+    try:
+        await bucket.put("a", b"kept")
+        with network.away("stall"):
+            async with asyncio.timeout(20):  # less than one try had
+                with pytest.raises(StoreUnavailable):
+                    [entry async for entry in bucket.entries("a")]
+                with pytest.raises(StoreUnavailable):
+                    await bucket.delete(["b"])
+                with pytest.raises(StoreUnavailable):
+                    await bucket.unfinished("a")
+        assert [entry.key async for entry in bucket.entries("a")] == ["a"]
+    finally:
+        await bucket.stop()

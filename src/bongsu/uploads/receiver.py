@@ -27,7 +27,7 @@ from bongsu.uploads import rows
 from bongsu.uploads.events import channel_of, progress_event, tell_changed
 from bongsu.uploads.options import UploadOptions
 from bongsu.uploads.record import UploadRecord
-from bongsu.uploads.stores.base import SegmentWriter, Store, StoreError, segment_key
+from bongsu.uploads.stores.base import SegmentWriter, Store, StoreError, StoreUnavailable, segment_key
 from bongsu.uploads.tasks import FINISH, not_allowed
 from bongsu.uploads.tus import Checksum
 from bongsu.uploads.types import HEAD, is_allowed, sniff
@@ -250,6 +250,8 @@ class Receiver:
             return False  # the hourly search for what belongs to no row finds it
 
     async def _drop(self, segment: str) -> None:
+        if isinstance(self._ended, StoreUnavailable):
+            return  # it would keep the client waiting once more; the segment goes with the upload
         try:
             await self._means.store.delete(segment)
         except StoreError as error:

@@ -8,9 +8,10 @@ is told.
 
 from __future__ import annotations
 
+import asyncio
 import re
 from collections.abc import AsyncIterator, Iterator, Sequence
-from contextlib import AsyncExitStack, contextmanager
+from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from email.utils import parsedate_to_datetime
@@ -80,8 +81,10 @@ class Found:
 class Bucket:
     """The objects below `prefix` of one bucket. Keys are without it; every call raises `StoreError`."""
 
-    def __init__(self, name: str, prefix: str) -> None:
+    def __init__(self, name: str, prefix: str, *, patience: timedelta = _REQUEST) -> None:
+        """`patience`: how long a request that a client may wait for, and that carries no bytes, is tried."""
         self.name = name
+        self._patience = patience.total_seconds()
         self._prefix = f"{prefix}/" if prefix else ""
         self._stack = AsyncExitStack()
         self._client: Any = None
@@ -199,7 +202,7 @@ class Bucket:
         if most is not None:
             request |= {"MaxKeys": most}
         while True:
-            with _translated():
+            async with self._bounded():
                 page = await self._client.list_objects_v2(**request)
             now = _server_time(page)
             for entry in page.get("Contents", ()):
@@ -213,7 +216,7 @@ class Bucket:
         """Remove those that are there."""
         for start in range(0, len(keys), _DELETED_AT_ONCE):
             batch = [{"Key": self._prefix + key} for key in keys[start : start + _DELETED_AT_ONCE]]
-            with _translated():
+            async with self._bounded():
                 answer = await self._client.delete_objects(
                     Bucket=self.name, Delete={"Objects": batch, "Quiet": True}
                 )
@@ -263,7 +266,7 @@ class Bucket:
     async def abort(self, key: str, upload: str) -> None:
         """Give up a multipart upload; nothing happens when there is none."""
         try:
-            with _translated():
+            async with self._bounded():
                 await self._client.abort_multipart_upload(
                     Bucket=self.name, Key=self._prefix + key, UploadId=upload
                 )
@@ -272,7 +275,7 @@ class Bucket:
 
     async def unfinished(self, prefix: str) -> list[tuple[str, str, float]]:
         """Multipart uploads that were begun and not ended: key, id, age in seconds. The first thousand."""
-        with _translated():
+        async with self._bounded():
             page = await self._client.list_multipart_uploads(Bucket=self.name, Prefix=self._prefix + prefix)
         now = _server_time(page)
         return [
@@ -283,6 +286,16 @@ class Bucket:
             )
             for upload in page.get("Uploads", ())
         ]
+
+    @asynccontextmanager
+    async def _bounded(self) -> AsyncIterator[None]:
+        """Translated, and over in time with all its tries: a server that hangs would have each wait anew.
+
+        Not for composition, which jobs do: completing a large file may take S3 minutes.
+        """
+        with _translated():
+            async with asyncio.timeout(self._patience):
+                yield
 
 
 def _wanted(etag: str | None) -> GetOptions:
