@@ -564,6 +564,16 @@ async def test_a_length_may_be_said_later_and_then_holds(cluster: Cluster) -> No
     assert await cluster.content(upload_id) == b"1234567"
 
 
+async def test_an_upload_that_was_accepted_is_received_though_the_limit_is_lower_now(
+    cluster: Cluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    upload_id = await cluster.create(8)
+    monkeypatch.setattr(cluster.b, "options", cluster.b.options.model_copy(update={"max_size": 4}))
+    async with cluster.b.append(upload_id, offset=0, principal=ANN, size=8) as sink:
+        await sink.write(b"12345678")
+        assert (await sink.finish()).state == "received"
+
+
 async def test_a_request_without_bytes_at_the_end_changes_nothing(cluster: Cluster) -> None:
     upload_id = await cluster.create(5)
     await cluster.send(cluster.a, upload_id, 0, b"12345")

@@ -309,7 +309,7 @@ class UploadService:
         bound = upload.length if length is None else length
         if size is not None and bound is not None and offset + size > bound:
             raise over_length(bound)
-        if size is not None and offset + size > self.options.max_size:
+        if size is not None and bound is None and offset + size > self.options.max_size:
             raise too_large(self.options.max_size)
         if upload.state != "receiving":
             return upload
