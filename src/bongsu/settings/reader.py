@@ -34,8 +34,10 @@ URL_VARIABLE: Final = "BONGSU_URL"
 ACCESS_TOKEN_VARIABLE: Final = "BONGSU_ACCESS_TOKEN"
 _OTHER_VARIABLES: Final = frozenset({CONFIG_VARIABLE, URL_VARIABLE, ACCESS_TOKEN_VARIABLE})
 
-# A Service named "bongsu" makes Kubernetes set these in every pod of its namespace.
 _SIZES: Final = re.compile("size|_quota$|_free$|_rate$")
+"""What the names of options that count bytes have in them."""
+
+# A Service named "bongsu" makes Kubernetes set these in every pod of its namespace.
 _KUBERNETES: Final = re.compile(r"BONGSU_(SERVICE_(HOST|PORT)|PORT_[0-9]+_(TCP|UDP))")
 _KUBERNETES_PORT: Final = re.compile(r"(tcp|udp)://")
 _KUBERNETES_HINT: Final = (
