@@ -144,6 +144,26 @@ async def test_the_first_bytes_come_along_with_the_creation(
     assert (await server.stored(path[-32:]))["sha256"] == hashlib.sha256(b"hello").hexdigest()
 
 
+async def test_all_who_create_with_one_key_at_one_time_have_the_address(
+    server: UploadServer, http: httpx.AsyncClient
+) -> None:
+    """All but the last to take the upload were answered 409 without it, and had nowhere to go on."""
+    content = b"x" * 300_000
+    headers = {
+        "Upload-Length": str(len(content)),
+        "Content-Type": tus.MEDIA_TYPE,
+        "Idempotency-Key": "one",
+    }
+    answers = await asyncio.gather(
+        *(http.post("/files/", headers=headers, content=content) for _ in range(8))
+    )
+    assert [answer.status_code for answer in answers] == [201] * 8
+    [path] = {answer.headers["location"] for answer in answers}
+    if (offset := await offset_of(http, path)) < len(content):
+        assert (await append(http, path, offset, content[offset:])).status_code == 204
+    assert (await server.stored(path[-32:]))["sha256"] == hashlib.sha256(content).hexdigest()
+
+
 async def test_an_upload_without_bytes_is_complete_at_once(
     server: UploadServer, http: httpx.AsyncClient
 ) -> None:

@@ -203,10 +203,14 @@ class _Files:
                 record = await self._receive(
                     request, record.id, principal, tus.Append(0, None, wanted.checksum)
                 )
-            except Exception:
+            except Exception as error:
                 if key is None:  # nobody knows its address, or ever will
                     await self._service.terminate(record.id, principal)
-                raise
+                    raise
+                if not isinstance(error, Problem) or error.kind is not problems.OFFSET_MISMATCH:
+                    raise
+                # Another request with this key brings the bytes. Whoever has the address can go on.
+                record = await self._service.get(record.id, principal)
         background.add_task(self._service.ring)
         headers = tus.progress_headers(
             offset=record.size if wanted.with_bytes else None, expires_at=record.expires_at
