@@ -94,7 +94,10 @@ class ClientOptions(BaseModel):
         0, ge=0, description="Most connections to one replica, others are answered 503; 0 = no limit"
     )
     channel_position_check_delay: float = Field(
-        40.0, gt=0, description="Time without a publication after which a channel's position is looked up"
+        40.0,
+        gt=0,
+        description="Time without a publication after which a channel's position is looked up; where more "
+        "than a thousand have their time in one second, some have it later",
     )
     history_max_publication_limit: int = Field(
         300, gt=0, description="Most publications a client gets from one look into the history"

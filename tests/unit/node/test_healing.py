@@ -107,6 +107,21 @@ async def test_the_busiest_channels_are_caught_up_first(scene: Scene) -> None:
     assert [name for name, _ in scene.broker.reads] == [f"of {place}" for place in reversed(range(100))]
 
 
+async def test_no_more_quiet_channels_are_looked_at_in_one_round_than_the_loop_can_bear(
+    scene: Scene, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With 100,000 channels all were held at one time, and their messages came seconds late."""
+    monkeypatch.setattr(healing, "DUE", 5)
+    monkeypatch.setattr(healing, "SAMPLE", 0)
+    for place in range(20):
+        (await scene.channel(f"since {place}", subscribers=1, missed=0)).checked_at = float(place)
+    scene.healer.check(older_than=40.0, now=1000.0)
+    assert [one.name for one in scene.channels if one.held is not None] == [f"since {n}" for n in range(5)]
+    await scene.until_resumed(5)
+    scene.healer.check(older_than=40.0, now=1000.0)
+    assert "since 5" in {one.name for one in scene.channels if one.held is not None}
+
+
 async def test_what_is_missing_is_read_in_pages_of_500(scene: Scene) -> None:
     await scene.channel("news", subscribers=1, missed=1201)
     scene.healer.catch_up()
