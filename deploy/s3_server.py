@@ -5,8 +5,6 @@ from __future__ import annotations
 import json
 import secrets
 import sys
-import urllib.error
-import urllib.request
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -16,6 +14,7 @@ from botocore.config import Config
 from botocore.exceptions import BotoCoreError, ClientError
 
 from deploy.child import Child, find_program, free_port, wait_until
+from deploy.replica import answers
 
 __all__ = ["S3Server"]
 
@@ -120,11 +119,4 @@ class S3Server:
         self.child.kill()
 
     def _answers(self) -> bool:
-        try:
-            with urllib.request.urlopen(self.url, timeout=2):
-                return True
-        except urllib.error.HTTPError as error:
-            with error:
-                return error.code == 403  # who are you? – so it is there
-        except OSError:
-            return False
+        return answers(self.url, 403)  # who are you? – so it is there

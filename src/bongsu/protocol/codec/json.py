@@ -182,7 +182,9 @@ def _embedded(payload: bytes) -> bytes:
 
 
 def _publication(opening: bytes, publication: Publication, closing: bytes) -> bytes:
-    """The members of a publication. Trusts `data`: this is the hot path, and `binary` says when not to."""
+    """The members of a publication, in between. Trusts `data`: this is the hot path, and `binary` says when
+    not to.
+    """
     if publication.binary:
         raise _not_json()
     rest = b',"offset":%d' % publication.offset if publication.offset else b""
